@@ -1,0 +1,209 @@
+//! Choosing an endpoint. Pure: time, randomness and the worker's own loads are passed in.
+//!
+//! `http/attempt` and the opaque relay call [`pick`]; what happened comes back through [`Loads`] (latency, this
+//! worker) and [`outlier`] (failures, whole process).
+
+pub mod breaker;
+mod ewma;
+pub mod outlier;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+pub use ewma::Load;
+pub use outlier::Millis;
+
+use crate::tables::cluster::{Cluster, Endpoint, LoadBalancing};
+
+/// One worker's view of its endpoints, by [`Endpoint::id`].
+#[derive(Debug, Default)]
+pub struct Loads {
+    by_endpoint: HashMap<u64, Load>,
+}
+
+impl Loads {
+    /// A request begins at `endpoint`.
+    pub fn begin(&mut self, endpoint: u64) {
+        self.by_endpoint.entry(endpoint).or_default().in_flight += 1;
+    }
+
+    /// A request at `endpoint` ended; `latency` is the time to its response's head, `None` if there was none.
+    pub fn end(&mut self, endpoint: u64, latency: Option<Duration>, now: Instant) {
+        if let Some(load) = self.by_endpoint.get_mut(&endpoint) {
+            load.in_flight = load.in_flight.saturating_sub(1);
+            if let Some(latency) = latency {
+                load.observe(latency, now);
+            }
+        }
+    }
+
+    /// Forgets endpoints that are idle here and for which `known` is false.
+    pub fn retain(&mut self, known: impl Fn(u64) -> bool) {
+        self.by_endpoint.retain(|id, load| load.in_flight > 0 || known(*id));
+    }
+
+    fn cost(&self, endpoint: &Endpoint, now: Instant) -> f64 {
+        let cost = self.by_endpoint.get(&endpoint.id()).map_or(0.0, |load| load.cost(now));
+        cost / f64::from(endpoint.weight.max(1))
+    }
+}
+
+/// Why there is nothing to pick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nothing {
+    /// The cluster has no endpoints that take requests.
+    NoEndpoints,
+    /// It has, and all of them are ejected.
+    AllEjected,
+}
+
+/// One moment of one worker.
+pub struct View<'w> {
+    /// The worker's loads.
+    pub loads: &'w Loads,
+    /// The worker's generator.
+    pub rng: &'w mut fastrand::Rng,
+    /// For latency averages.
+    pub now: Instant,
+    /// For ejections.
+    pub now_ms: Millis,
+}
+
+/// Chooses an endpoint of `cluster`, avoiding those in `tried` as long as there are others.
+pub fn pick(cluster: &Cluster, tried: &[u64], view: &mut View<'_>) -> Result<Arc<Endpoint>, Nothing> {
+    let set = cluster.endpoints.load();
+    let active = set.active();
+    match active {
+        [] => return Err(Nothing::NoEndpoints),
+        [only] if cluster.state.ejected.load(Ordering::Relaxed) == 0 => return Ok(only.clone()),
+        _ => {}
+    }
+    if tried.is_empty() && cluster.state.ejected.load(Ordering::Relaxed) == 0 {
+        return Ok(choose(cluster, active, view).clone());
+    }
+    let healthy = outlier::healthy(cluster, active, view.now_ms);
+    if healthy.is_empty() {
+        return Err(Nothing::AllEjected);
+    }
+    let fresh: Vec<_> = healthy.iter().filter(|e| !tried.contains(&e.id())).cloned().collect();
+    let candidates = if fresh.is_empty() { &healthy } else { &fresh };
+    Ok(choose(cluster, candidates, view).clone())
+}
+
+/// `among` is not empty: both callers have checked.
+fn choose<'e>(cluster: &Cluster, among: &'e [Arc<Endpoint>], view: &mut View<'_>) -> &'e Arc<Endpoint> {
+    match cluster.settings.policy {
+        LoadBalancing::P2cEwma => better_of_two(among, view),
+        LoadBalancing::RoundRobin => next_by_weight(cluster, among),
+    }
+}
+
+/// Power of two choices (Mitzenmacher 2001) by peak EWMA.
+fn better_of_two<'e>(among: &'e [Arc<Endpoint>], view: &mut View<'_>) -> &'e Arc<Endpoint> {
+    let [first, second] = match among.len() {
+        0 | 1 => [0, 0],
+        len => {
+            let first = view.rng.usize(..len);
+            let second = view.rng.usize(..len - 1);
+            [first, if second >= first { second + 1 } else { second }]
+        }
+    };
+    let (a, b) = (&among[first], &among[second]);
+    if view.loads.cost(b, view.now) < view.loads.cost(a, view.now) { b } else { a }
+}
+
+/// Weighted round robin: position `n` of the endless sequence in which each endpoint stands `weight` times.
+fn next_by_weight<'e>(cluster: &Cluster, among: &'e [Arc<Endpoint>]) -> &'e Arc<Endpoint> {
+    let total: u64 = among.iter().map(|e| u64::from(e.weight.max(1))).sum();
+    let mut position = cluster.state.round_robin.fetch_add(1, Ordering::Relaxed) % total;
+    let uniform = total == among.len() as u64;
+    if uniform {
+        return &among[position as usize];
+    }
+    for endpoint in among {
+        let weight = u64::from(endpoint.weight.max(1));
+        if position < weight {
+            return endpoint;
+        }
+        position -= weight;
+    }
+    &among[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tables::cluster::{EndpointSet, EndpointTls, Settings};
+
+    fn cluster(policy: LoadBalancing, weights: &[u32]) -> Cluster {
+        let endpoints = weights.iter().enumerate().map(|(i, weight)| {
+            Arc::new(Endpoint {
+                address: ([10, 0, 0, 1], i as u16 + 1).into(),
+                tls: EndpointTls::Plaintext,
+                weight: *weight,
+                draining: false,
+                workload: "".into(),
+                state: Arc::default(),
+            })
+        });
+        Cluster {
+            name: "shop/api/80".into(),
+            service: None,
+            settings: Settings { policy, ..Settings::default() },
+            identities: Arc::new([]),
+            endpoints: EndpointSet::new(endpoints.collect()).into_swap(),
+            state: Arc::default(),
+        }
+    }
+
+    fn counts(cluster: &Cluster, loads: &Loads, picks: usize) -> Vec<usize> {
+        let mut counts = vec![0; cluster.endpoints.load().endpoints.len()];
+        let mut rng = fastrand::Rng::with_seed(7);
+        for _ in 0..picks {
+            let mut view = View { loads, rng: &mut rng, now: Instant::now(), now_ms: Millis(0) };
+            let endpoint = pick(cluster, &[], &mut view).unwrap();
+            counts[usize::from(endpoint.address.port()) - 1] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn round_robin_gives_each_its_weight_exactly() {
+        let cluster = cluster(LoadBalancing::RoundRobin, &[1, 2, 1]);
+        assert_eq!(counts(&cluster, &Loads::default(), 400), [100, 200, 100]);
+    }
+
+    #[test]
+    fn p2c_spreads_evenly_over_equal_endpoints_and_avoids_a_slow_one() {
+        let cluster = cluster(LoadBalancing::P2cEwma, &[1, 1, 1, 1]);
+        for count in counts(&cluster, &Loads::default(), 4000) {
+            assert!((800..1200).contains(&count), "{count}");
+        }
+        let mut loads = Loads::default();
+        let now = Instant::now();
+        for (i, endpoint) in cluster.endpoints.load().endpoints.iter().enumerate() {
+            loads.begin(endpoint.id());
+            let latency = Duration::from_millis(if i == 0 { 900 } else { 3 });
+            loads.end(endpoint.id(), Some(latency), now);
+        }
+        assert_eq!(counts(&cluster, &loads, 1000)[0], 0, "the slow one never wins against another");
+    }
+
+    #[test]
+    fn an_endpoint_already_tried_is_avoided_while_there_are_others() {
+        let cluster = cluster(LoadBalancing::RoundRobin, &[1, 1]);
+        let set = cluster.endpoints.load();
+        let (mut rng, loads) = (fastrand::Rng::with_seed(1), Loads::default());
+        let mut pick_after = |tried: &[u64]| {
+            let mut view = View { loads: &loads, rng: &mut rng, now: Instant::now(), now_ms: Millis(0) };
+            pick(&cluster, tried, &mut view).unwrap().id()
+        };
+        let ids: Vec<u64> = set.endpoints.iter().map(|e| e.id()).collect();
+        for _ in 0..4 {
+            assert_eq!(pick_after(&ids[..1]), ids[1]);
+        }
+        assert!(ids.contains(&pick_after(&ids)), "all tried: any may be taken again");
+    }
+}

@@ -1,0 +1,73 @@
+//! The bootstrap: every setting of `heddle-proxy run`, parsed once into one struct and shown at `/config`.
+//!
+//! The only place of the data plane, with `main.rs`, that reads the environment.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use clap::Args;
+use serde::Serialize;
+
+/// Settings of `heddle-proxy run`. Each flag can be given as the environment variable named beside it.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct Config {
+    /// Worker threads of the data path; 0: one per available processor, at most the CPU quota.
+    #[arg(long, env = "HEDDLE_WORKERS", default_value_t = 0)]
+    pub workers: usize,
+    /// Port capture redirects outgoing connections to.
+    #[arg(long, env = "HEDDLE_OUTBOUND_PORT", default_value_t = 15001)]
+    pub outbound_port: u16,
+    /// Port capture redirects incoming connections to.
+    #[arg(long, env = "HEDDLE_INBOUND_PORT", default_value_t = 15006)]
+    pub inbound_port: u16,
+    /// Admin port, on loopback only.
+    #[arg(long, env = "HEDDLE_ADMIN_PORT", default_value_t = 15000)]
+    pub admin_port: u16,
+    /// Port of metrics, readiness and probes, on every address.
+    #[arg(long, env = "HEDDLE_METRICS_PORT", default_value_t = 15020)]
+    pub metrics_port: u16,
+    /// SO_MARK for the proxy's own connections, where capture exempts the proxy by mark instead of uid.
+    #[arg(long, env = "HEDDLE_MARK")]
+    pub mark: Option<u32>,
+    /// Most downstream connections at once; above it new ones are closed and counted.
+    #[arg(long, env = "HEDDLE_MAX_CONNECTIONS", default_value_t = DEFAULT_MAX_CONNECTIONS)]
+    pub max_connections: usize,
+}
+
+/// Chosen: two descriptors a connection fit the usual hard limit of 1,048,576 many times over, and idle ones hold
+/// about 1 GiB at the very worst.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 32_768;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            outbound_port: 15001,
+            inbound_port: 15006,
+            admin_port: 15000,
+            metrics_port: 15020,
+            mark: None,
+            max_connections: DEFAULT_MAX_CONNECTIONS,
+        }
+    }
+}
+
+impl Config {
+    /// Whether `port` is one this sidecar listens on.
+    pub fn is_own_port(&self, port: u16) -> bool {
+        [self.outbound_port, self.inbound_port, self.admin_port, self.metrics_port].contains(&port)
+    }
+
+    /// Worker threads to start.
+    pub fn worker_count(&self) -> usize {
+        match self.workers {
+            // Knows of CPU quotas and affinity.
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        }
+    }
+
+    /// Where the admin page is served.
+    pub fn admin_address(&self) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.admin_port)
+    }
+}

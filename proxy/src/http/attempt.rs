@@ -1,0 +1,318 @@
+//! Sending one request upstream, as often as it is safe and allowed.
+//!
+//! A failure that certainly never reached the application is always tried again, at most twice, on another
+//! endpoint where there is one. A reused connection that closed before any byte of a response is tried again once
+//! if the method is idempotent (RFC 9110 §9.2.2). Everything else is tried again by the route's policy, within the
+//! retry budget. Nothing is ever tried again after response headers went downstream.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::request::Parts;
+use http::{Method, Request, Response};
+use hyper::body::{Body as _, Incoming};
+
+use super::body::{Counter, Replay, RequestBody};
+use super::error::{Cause, Error, X_HEDDLE_UNDELIVERED};
+use crate::balance::breaker::{self, Kind, Permit};
+use crate::balance::{self, Nothing, outlier};
+use crate::tables::cluster::{Cluster, Endpoint, EndpointTls};
+use crate::tables::route::{RetryPolicy, Rule};
+use crate::upstream::{self, Lease};
+use crate::worker::Worker;
+
+/// Retries of what was never delivered. Chosen: enough to leave two dead endpoints behind.
+const MAX_UNDELIVERED_RETRIES: u32 = 2;
+
+/// What one request needs to be sent.
+pub struct Target<'r> {
+    /// The worker it runs on.
+    pub worker: &'r Rc<Worker>,
+    /// Where it goes.
+    pub cluster: &'r Arc<Cluster>,
+    /// Timeouts and retries; `None` towards the application, which has none.
+    pub rule: Option<&'r Rule>,
+    /// The route's deadline.
+    pub deadline: Option<Instant>,
+    /// Inbound: the cluster is the application beside us.
+    pub to_application: bool,
+}
+
+/// Sends the request; returns when the head of a response is there that will not be tried again.
+pub async fn send(
+    target: &Target<'_>,
+    head: Parts,
+    body: Incoming,
+    counter: Counter,
+) -> Result<(Response<Incoming>, Lease), Error> {
+    let cluster = target.cluster;
+    let request_permit = breaker::permit(&cluster.state, &cluster.settings, Kind::Requests).ok_or(Cause::Overflow)?;
+    let policy = target.rule.and_then(|rule| rule.retry.as_ref());
+    let mut source = Source::new(head, body, policy.is_some(), counter);
+    let mut tries = Tries::default();
+    loop {
+        let endpoint = pick(target.worker, cluster, &tries.endpoints)?;
+        tries.endpoints.push(endpoint.id());
+        let outcome = attempt(target, endpoint, &mut source, tries.permit.take()).await;
+        let retry = match &outcome {
+            Ok((response, _)) => policy.filter(|policy| asks_for_retry(policy, response)).map(|_| Retry::ByPolicy),
+            Err(failed) => failed.retry(&source, policy),
+        };
+        let again = retry.is_some_and(|retry| {
+            source.can_send_again() && !passed(target.deadline) && tries.allow(retry, policy, cluster)
+        });
+        if !again {
+            let (response, lease) = outcome.map_err(|failed| failed.error)?;
+            return Ok((response, lease.with_request(request_permit)));
+        }
+        let reason = retry.map_or("", Retry::name);
+        target.worker.shared.metrics.retries.record(&cluster.name, reason);
+        if let (Some(Retry::ByPolicy), Some(policy)) = (retry, policy) {
+            back_off(target, policy, tries.by_policy).await;
+        }
+    }
+}
+
+fn pick(worker: &Worker, cluster: &Cluster, tried: &[u64]) -> Result<Arc<Endpoint>, Error> {
+    let mut view = balance::View {
+        loads: &worker.loads.borrow(),
+        rng: &mut worker.rng.borrow_mut(),
+        now: Instant::now(),
+        now_ms: worker.shared.now(),
+    };
+    balance::pick(cluster, tried, &mut view).map_err(|nothing| match nothing {
+        Nothing::NoEndpoints => Cause::NoEndpoints.into(),
+        Nothing::AllEjected => Cause::AllEjected.into(),
+    })
+}
+
+/// Why a request is sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Retry {
+    NeverDelivered,
+    StaleConnection,
+    ByPolicy,
+}
+
+impl Retry {
+    /// As metrics name it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::NeverDelivered => "never_delivered",
+            Self::StaleConnection => "stale_connection",
+            Self::ByPolicy => "policy",
+        }
+    }
+}
+
+/// What was tried so far.
+#[derive(Default)]
+struct Tries {
+    endpoints: Vec<u64>,
+    undelivered: u32,
+    stale: u32,
+    by_policy: u32,
+    /// Leave from the retry budget, until the next attempt holds it.
+    permit: Option<Permit>,
+}
+
+impl Tries {
+    fn allow(&mut self, retry: Retry, policy: Option<&RetryPolicy>, cluster: &Arc<Cluster>) -> bool {
+        match retry {
+            Retry::NeverDelivered => {
+                self.undelivered += 1;
+                self.undelivered <= MAX_UNDELIVERED_RETRIES
+            }
+            Retry::StaleConnection => {
+                self.stale += 1;
+                self.stale <= 1
+            }
+            Retry::ByPolicy => {
+                self.by_policy += 1;
+                self.permit = breaker::permit(&cluster.state, &cluster.settings, Kind::Retries);
+                policy.is_some_and(|policy| self.by_policy <= policy.retries) && self.permit.is_some()
+            }
+        }
+    }
+}
+
+/// An attempt that brought no response.
+struct Failed {
+    error: Error,
+    /// No byte of the request can have reached the application.
+    never_delivered: bool,
+    /// The connection had been used before, so the other side may have closed it while it lay idle.
+    reused: bool,
+}
+
+impl Failed {
+    fn retry(&self, source: &Source, policy: Option<&RetryPolicy>) -> Option<Retry> {
+        let broke = self.error.cause == Cause::ResetBeforeResponse;
+        if self.never_delivered {
+            Some(Retry::NeverDelivered)
+        } else if broke && self.reused && source.idempotent {
+            Some(Retry::StaleConnection)
+        } else {
+            let by_policy = policy.is_some_and(|policy| policy.connection_failures)
+                && (broke || self.error.cause == Cause::PerTryTimeout);
+            by_policy.then_some(Retry::ByPolicy)
+        }
+    }
+}
+
+fn asks_for_retry(policy: &RetryPolicy, response: &Response<Incoming>) -> bool {
+    let grpc_status = response.headers().get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
+    policy.codes.contains(&response.status()) || grpc_status.is_some_and(|code| policy.grpc_codes.contains(&code))
+}
+
+async fn attempt(
+    target: &Target<'_>,
+    endpoint: Arc<Endpoint>,
+    source: &mut Source,
+    retry_permit: Option<Permit>,
+) -> Result<(Response<Incoming>, Lease), Failed> {
+    let Target { worker, cluster, .. } = target;
+    let begun = Instant::now();
+    worker.loads.borrow_mut().begin(endpoint.id());
+    let outcome = exchange(target, &endpoint, source, begun).await;
+    let now = Instant::now();
+    let latency = outcome.is_ok().then(|| now.saturating_duration_since(begun));
+    worker.loads.borrow_mut().end(endpoint.id(), latency, now);
+    let failure = match &outcome {
+        Ok((response, _)) => response.status().is_server_error(),
+        Err(failed) => failed.error.cause != Cause::Overflow,
+    };
+    if !failure {
+        outlier::success(&endpoint);
+    } else if outlier::failure(cluster, &endpoint, worker.shared.now()) {
+        tracing::info!(cluster = %cluster.name, endpoint = %endpoint.address, "endpoint ejected");
+    }
+    drop(retry_permit);
+    outcome
+}
+
+async fn exchange(
+    target: &Target<'_>,
+    endpoint: &Arc<Endpoint>,
+    source: &mut Source,
+    begun: Instant,
+) -> Result<(Response<Incoming>, Lease), Failed> {
+    let Target { worker, cluster, .. } = target;
+    let lent = upstream::lend(worker, cluster, endpoint.clone(), target.to_application).await;
+    let mut lease =
+        lent.map_err(|error| Failed { never_delivered: error.cause.never_delivered(), error, reused: false })?;
+    let reused = lease.reused;
+    let failed = |error: Error, never_delivered| Failed { error, never_delivered, reused };
+    let Some(request) = source.request() else {
+        return Err(failed(Cause::ResetBeforeResponse.into(), false));
+    };
+    let try_deadline = target.rule.and_then(|rule| rule.try_timeout).map(|limit| begun + limit);
+    let sent = match earliest(target.deadline, try_deadline) {
+        None => lease.send(request).await,
+        Some(limit) => match tokio::time::timeout_at(limit.into(), lease.send(request)).await {
+            Ok(sent) => sent,
+            Err(_) if passed(target.deadline) => return Err(failed(Cause::RequestTimeout.into(), false)),
+            Err(_) => return Err(failed(Cause::PerTryTimeout.into(), false)),
+        },
+    };
+    let response = sent.map_err(|mut error| match error.take_message() {
+        Some(unsent) => {
+            source.restore(unsent);
+            failed(Error::new(Cause::ResetBeforeResponse, error.into_error()), true)
+        }
+        None => {
+            let error = error.into_error();
+            let cause = if error.is_parse() { Cause::UpstreamProtocolError } else { Cause::ResetBeforeResponse };
+            failed(Error::new(cause, error), false)
+        }
+    })?;
+    if matches!(endpoint.tls, EndpointTls::Mtls(_)) && response.headers().contains_key(X_HEDDLE_UNDELIVERED) {
+        return Err(failed(Cause::Undelivered.into(), true));
+    }
+    Ok((response, lease))
+}
+
+/// Waits a random part of an exponentially growing interval: full jitter (Brooker, "Exponential Backoff And
+/// Jitter", 2015).
+async fn back_off(target: &Target<'_>, policy: &RetryPolicy, retries: u32) {
+    let ceiling = policy.backoff_base.saturating_mul(1 << retries.clamp(1, 16)).min(policy.backoff_max);
+    let share = target.worker.rng.borrow_mut().f64();
+    tokio::time::sleep(ceiling.mul_f64(share)).await;
+}
+
+fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+fn passed(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| deadline.saturating_duration_since(Instant::now()) == Duration::ZERO)
+}
+
+/// A request that can be sent, and perhaps sent again.
+struct Source {
+    /// Gone once sent, if the request cannot be sent again.
+    head: Option<Parts>,
+    body: SourceBody,
+    idempotent: bool,
+    keep: bool,
+}
+
+enum SourceBody {
+    Empty,
+    /// Gone once sent.
+    Once(Option<RequestBody>),
+    Replay(Replay),
+}
+
+impl Source {
+    fn new(head: Parts, body: Incoming, retry_by_policy: bool, counter: Counter) -> Self {
+        let idempotent = is_idempotent(&head.method);
+        let keep = retry_by_policy || idempotent;
+        let body = if body.is_end_stream() {
+            SourceBody::Empty
+        } else if keep {
+            SourceBody::Replay(Replay::new(body, counter))
+        } else {
+            SourceBody::Once(Some(RequestBody::Once(body, counter)))
+        };
+        Self { head: Some(head), body, idempotent, keep }
+    }
+
+    /// The request for one attempt; `None` if it is gone.
+    fn request(&mut self) -> Option<Request<RequestBody>> {
+        let head = if self.keep { self.head.clone() } else { self.head.take() }?;
+        let body = match &mut self.body {
+            SourceBody::Empty => RequestBody::Empty,
+            SourceBody::Once(body) => body.take()?,
+            SourceBody::Replay(replay) => replay.reader(),
+        };
+        Some(Request::from_parts(head, body))
+    }
+
+    /// Takes back a request of which nothing was sent.
+    fn restore(&mut self, unsent: Request<RequestBody>) {
+        let (head, body) = unsent.into_parts();
+        self.head = Some(head);
+        if let SourceBody::Once(gone) = &mut self.body {
+            *gone = Some(body);
+        }
+    }
+
+    fn can_send_again(&self) -> bool {
+        let body = match &self.body {
+            SourceBody::Empty => true,
+            SourceBody::Once(body) => body.is_some(),
+            SourceBody::Replay(replay) => replay.can_replay(),
+        };
+        body && self.head.is_some()
+    }
+}
+
+/// RFC 9110 §9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    method.is_safe() || matches!(*method, Method::PUT | Method::DELETE)
+}

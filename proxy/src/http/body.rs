@@ -1,0 +1,316 @@
+//! Bodies on both sides of the proxy.
+//!
+//! [`Body`] goes downstream: the mesh's own short answers, or an upstream's body with what must happen at its end
+//! (the connection goes back to its pool, the request is recorded). [`RequestBody`] goes upstream: streamed, and
+//! kept up to a limit where the request may have to be sent again.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use super::error::{BoxError, Cause, Error};
+use crate::metrics::Record;
+use crate::upstream::Lease;
+
+/// Most of a request body that is kept for another attempt. Chosen: covers nearly every JSON and gRPC request;
+/// a request above it is sent once.
+pub const MAX_REPLAY_BYTES: usize = 64 * 1024;
+
+/// A body on its way to the client.
+pub struct Body(Inner);
+
+enum Inner {
+    Empty,
+    Full(Option<Bytes>),
+    Upstream(Box<Upstream>),
+}
+
+/// An upstream's response body and what it holds until its end.
+struct Upstream {
+    incoming: Incoming,
+    lease: Option<Lease>,
+    record: Record,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl Body {
+    /// No body.
+    pub fn empty() -> Self {
+        Self(Inner::Empty)
+    }
+
+    /// A body that is there as a whole.
+    pub fn full(bytes: Bytes) -> Self {
+        Self(Inner::Full(Some(bytes)))
+    }
+
+    /// The body of an upstream's response. `deadline` ends it with [`Cause::RequestTimeout`].
+    pub fn upstream(incoming: Incoming, lease: Lease, record: Record, deadline: Option<Sleep>) -> Self {
+        let deadline = deadline.map(Box::pin);
+        Self(Inner::Upstream(Box::new(Upstream { incoming, lease: Some(lease), record, deadline })))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.get_mut().0 {
+            Inner::Empty => Poll::Ready(None),
+            Inner::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Inner::Upstream(upstream) => upstream.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Inner::Empty => true,
+            Inner::Full(bytes) => bytes.is_none(),
+            Inner::Upstream(upstream) => upstream.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Inner::Empty => SizeHint::with_exact(0),
+            Inner::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Inner::Upstream(upstream) => upstream.incoming.size_hint(),
+        }
+    }
+}
+
+impl Upstream {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) {
+            return Poll::Ready(match frame {
+                Some(Ok(frame)) => {
+                    self.note(&frame);
+                    Some(Ok(frame))
+                }
+                Some(Err(error)) => Some(Err(self.fail(Error::new(Cause::ResetAfterResponse, error)))),
+                None => {
+                    self.complete();
+                    None
+                }
+            });
+        }
+        if let Some(deadline) = &mut self.deadline {
+            ready!(deadline.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(self.fail(Cause::RequestTimeout.into()))));
+        }
+        Poll::Pending
+    }
+
+    fn note(&mut self, frame: &Frame<Bytes>) {
+        if let Some(data) = frame.data_ref() {
+            self.record.response_bytes += data.len() as u64;
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.record.note_grpc_status(trailers);
+        }
+        if self.incoming.is_end_stream() {
+            self.complete();
+        }
+    }
+
+    fn complete(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.complete();
+        }
+        self.record.complete = true;
+    }
+
+    fn fail(&mut self, error: Error) -> BoxError {
+        self.record.cause = Some(error.cause);
+        self.record.complete = true;
+        // Dropped, not completed: a connection with half a response on it is never used again.
+        self.lease = None;
+        error.into()
+    }
+}
+
+impl Drop for Upstream {
+    /// hyper never polls a body that ended with its head.
+    fn drop(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.complete();
+        }
+    }
+}
+
+/// A body on its way upstream.
+pub enum RequestBody {
+    /// No body.
+    Empty,
+    /// Sent once.
+    Once(Incoming, Counter),
+    /// Kept for another attempt as far as [`MAX_REPLAY_BYTES`] go.
+    Replay(ReplayReader),
+}
+
+/// Octets of a request body that were read, shared with the request's record.
+pub type Counter = Rc<Cell<u64>>;
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Once(incoming, counter) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(cx));
+                count(&frame, counter);
+                Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
+            }
+            Self::Replay(reader) => reader.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Once(incoming, _) => incoming.is_end_stream(),
+            Self::Replay(reader) => reader.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Once(incoming, _) => incoming.size_hint(),
+            Self::Replay(reader) => reader.replay.borrow().size_hint.clone(),
+        }
+    }
+}
+
+fn count(frame: &Option<Result<Frame<Bytes>, hyper::Error>>, counter: &Counter) {
+    if let Some(Ok(frame)) = frame
+        && let Some(data) = frame.data_ref()
+    {
+        counter.set(counter.get() + data.len() as u64);
+    }
+}
+
+/// A request body that several attempts may read, one after the other.
+pub struct Replay(Rc<RefCell<Kept>>);
+
+struct Kept {
+    incoming: Incoming,
+    counter: Counter,
+    size_hint: SizeHint,
+    frames: Vec<KeptFrame>,
+    bytes: usize,
+    ended: bool,
+    /// More came than may be kept, or reading failed: no further attempt can be made.
+    spent: bool,
+    /// The reader that may poll `incoming`: the newest.
+    reader: u32,
+}
+
+enum KeptFrame {
+    Data(Bytes),
+    Trailers(http::HeaderMap),
+}
+
+impl KeptFrame {
+    fn frame(&self) -> Frame<Bytes> {
+        match self {
+            Self::Data(data) => Frame::data(data.clone()),
+            Self::Trailers(trailers) => Frame::trailers(trailers.clone()),
+        }
+    }
+}
+
+impl Replay {
+    /// Keeps `incoming` as it is read.
+    pub fn new(incoming: Incoming, counter: Counter) -> Self {
+        let size_hint = incoming.size_hint();
+        Self(Rc::new(RefCell::new(Kept {
+            incoming,
+            counter,
+            size_hint,
+            frames: Vec::new(),
+            bytes: 0,
+            ended: false,
+            spent: false,
+            reader: 0,
+        })))
+    }
+
+    /// Whether the whole body can still be sent again.
+    pub fn can_replay(&self) -> bool {
+        !self.0.borrow().spent
+    }
+
+    /// The body for one more attempt, from its beginning; readers made before it end with an error.
+    pub fn reader(&self) -> RequestBody {
+        let mut kept = self.0.borrow_mut();
+        kept.reader += 1;
+        RequestBody::Replay(ReplayReader { replay: self.0.clone(), next: 0, reader: kept.reader })
+    }
+}
+
+/// One attempt's view of a [`Replay`].
+pub struct ReplayReader {
+    replay: Rc<RefCell<Kept>>,
+    next: usize,
+    reader: u32,
+}
+
+impl ReplayReader {
+    fn is_end_stream(&self) -> bool {
+        let kept = self.replay.borrow();
+        kept.ended && self.next >= kept.frames.len()
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let kept = &mut *self.replay.borrow_mut();
+        if kept.reader != self.reader {
+            return Poll::Ready(Some(Err("another attempt has begun".into())));
+        }
+        if let Some(frame) = kept.frames.get(self.next) {
+            self.next += 1;
+            return Poll::Ready(Some(Ok(frame.frame())));
+        }
+        if kept.ended {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(Pin::new(&mut kept.incoming).poll_frame(cx));
+        count(&frame, &kept.counter);
+        match &frame {
+            Some(Ok(frame)) => {
+                kept.keep(frame);
+                self.next = kept.frames.len();
+            }
+            Some(Err(_)) => kept.spent = true,
+            None => {}
+        }
+        kept.ended = frame.is_none() || kept.incoming.is_end_stream();
+        Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
+    }
+}
+
+impl Kept {
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        if self.spent {
+            return;
+        }
+        if let Some(data) = frame.data_ref() {
+            self.bytes += data.len();
+            self.frames.push(KeptFrame::Data(data.clone()));
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.frames.push(KeptFrame::Trailers(trailers.clone()));
+        }
+        if self.bytes > MAX_REPLAY_BYTES {
+            self.spent = true;
+            self.frames.clear();
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! The Heddle sidecar: takes over a pod's TCP traffic and gives it mutual TLS, load balancing, retries, circuit
+//! breaking, authorization and metrics.
+//!
+//! A library with a thin `main.rs`. The data path runs on single-threaded workers ([`worker`]); configuration
+//! reaches it only as immutable [`tables`].
+
+pub mod admin;
+pub mod app;
+pub mod applications;
+pub mod balance;
+pub mod config;
+pub mod http;
+pub mod inbound;
+pub mod listen;
+pub mod metrics;
+pub mod outbound;
+pub mod tables;
+pub mod upstream;
+pub mod worker;

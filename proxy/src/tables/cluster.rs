@@ -1,0 +1,192 @@
+//! An upstream cluster: its settings, its endpoints, and the state that belongs to the whole process.
+//!
+//! A [`Cluster`] is replaced when its settings change and handed the [`ClusterState`] of the one before; its
+//! endpoint list is replaced in place, because endpoints change far more often than anything else and must not
+//! cost a new route table. Workers keep what is theirs alone (pools, latency averages) by [`Endpoint::id`].
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::ServiceName;
+use crate::balance::{breaker, outlier};
+
+/// Where requests for one Service port go.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Resource name, `<namespace>/<service>/<port>`.
+    pub name: Arc<str>,
+    /// The Service behind it; `None` for the application itself and for hosts outside the mesh.
+    pub service: Option<ServiceName>,
+    /// Limits, timeouts, policies.
+    pub settings: Settings,
+    /// SPIFFE IDs a meshed endpoint may show where the endpoint names none itself.
+    pub identities: Arc<[Arc<str>]>,
+    /// The endpoints in force. Written by the control thread; a pick reads it once.
+    pub endpoints: ArcSwap<EndpointSet>,
+    /// Outlives replacement of the cluster.
+    pub state: Arc<ClusterState>,
+}
+
+/// What a cluster is configured to do.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How an endpoint is chosen.
+    pub policy: LoadBalancing,
+    /// How long a TCP connection with its TLS handshake may take.
+    pub connect_timeout: Duration,
+    /// How long an idle HTTP/1 connection is kept for reuse.
+    pub idle_timeout: Duration,
+    /// Finite by default.
+    pub limits: breaker::Limits,
+    /// When an endpoint is taken out; `None`: never.
+    pub outlier: Option<outlier::Settings>,
+    /// Share of active requests that may be retries, in percent.
+    pub retry_budget_percent: u32,
+    /// Retries that are always allowed at once, however few requests are active.
+    pub retry_budget_floor: u32,
+    /// What endpoints speak when a request must not leave as it came.
+    pub upstream_http: UpstreamHttp,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            policy: LoadBalancing::P2cEwma,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            idle_timeout: DEFAULT_IDLE_TIMEOUT,
+            limits: breaker::Limits::default(),
+            outlier: Some(outlier::Settings::default()),
+            retry_budget_percent: DEFAULT_RETRY_BUDGET_PERCENT,
+            retry_budget_floor: DEFAULT_RETRY_BUDGET_FLOOR,
+            upstream_http: UpstreamHttp::AsDownstream,
+        }
+    }
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LoadBalancing {
+    /// The better of two random endpoints by peak EWMA latency and requests in flight.
+    P2cEwma,
+    /// One after another, by weight.
+    RoundRobin,
+}
+
+/// The HTTP version spoken to endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UpstreamHttp {
+    /// The version the request came in.
+    AsDownstream,
+    /// HTTP/1.1 always.
+    Http1,
+    /// HTTP/2 always.
+    Http2,
+}
+
+/// State of a cluster that belongs to the process, not to one worker or one configuration.
+#[derive(Debug, Default)]
+pub struct ClusterState {
+    /// What is open now, against [`breaker::Limits`].
+    pub breaker: breaker::Counts,
+    /// Endpoints ejected now; written by `balance::outlier`.
+    pub ejected: AtomicU32,
+    /// Next position of round robin.
+    pub round_robin: AtomicU64,
+}
+
+/// The endpoints of a cluster at one moment.
+#[derive(Debug, Default)]
+pub struct EndpointSet {
+    /// All that may be picked, draining ones last.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// How many of them are not draining; they stand first.
+    pub active: usize,
+}
+
+impl EndpointSet {
+    /// A set from endpoints in any order.
+    pub fn new(mut endpoints: Vec<Arc<Endpoint>>) -> Self {
+        endpoints.sort_by_key(|endpoint| endpoint.draining);
+        let active = endpoints.iter().filter(|endpoint| !endpoint.draining).count();
+        Self { endpoints, active }
+    }
+
+    /// This set, where a cluster holds it.
+    pub fn into_swap(self) -> ArcSwap<Self> {
+        ArcSwap::from_pointee(self)
+    }
+
+    /// Those that take new requests.
+    pub fn active(&self) -> &[Arc<Endpoint>] {
+        self.endpoints.get(..self.active).unwrap_or_default()
+    }
+
+    /// The state of each endpoint by address, for the set that replaces this one.
+    pub fn states(&self) -> HashMap<SocketAddr, Arc<EndpointState>> {
+        self.endpoints.iter().map(|e| (e.address, e.state.clone())).collect()
+    }
+}
+
+/// One endpoint of a cluster.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Whether and as whom it is spoken to over mutual TLS.
+    pub tls: EndpointTls,
+    /// Relative share, at least 1.
+    pub weight: u32,
+    /// On its way out: keeps its connections, gets no new requests.
+    pub draining: bool,
+    /// The workload behind it, for metrics; empty if unknown.
+    pub workload: Arc<str>,
+    /// Kept when the endpoint is announced again.
+    pub state: Arc<EndpointState>,
+}
+
+impl Endpoint {
+    /// The identity under which workers keep pools and averages: unique in the process, kept over updates.
+    pub fn id(&self) -> u64 {
+        self.state.id
+    }
+}
+
+/// How an endpoint is spoken to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndpointTls {
+    /// As the application would.
+    Plaintext,
+    /// Mutual TLS, and the peer must show one of these SPIFFE IDs.
+    Mtls(Arc<[Arc<str>]>),
+}
+
+/// State of an endpoint that belongs to the process.
+#[derive(Debug)]
+pub struct EndpointState {
+    id: u64,
+    /// Written by `balance::outlier` as results come in.
+    pub outlier: outlier::State,
+}
+
+impl Default for EndpointState {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), outlier: outlier::State::default() }
+    }
+}
+
+/// Chosen, because a handshake inside a cluster takes milliseconds, and one lost SYN is sent again after 1 s
+/// (RFC 6298 §2.1): twice that survives one loss.
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Below the keep-alive of common servers (nginx 75 s, Go unlimited, Node 5 s is the exception), so that a
+/// connection is rarely closed by the other side just when it is lent.
+pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Chosen as Linkerd and Envoy do: a fifth more load at the worst.
+pub const DEFAULT_RETRY_BUDGET_PERCENT: u32 = 20;
+/// Chosen: with few requests active, a percentage would allow none.
+pub const DEFAULT_RETRY_BUDGET_FLOOR: u32 = 3;
