@@ -1,1 +1,3 @@
 //! heddle
+
+pub mod pods;

@@ -1,0 +1,219 @@
+//! The network of all pods: one bridge in a namespace of its own, one veth pair for each pod.
+
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags};
+use netlink_packet_route::route::RouteMessage;
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use super::{Netns, netns};
+
+/// The bridge's name in its namespace.
+const BRIDGE: &str = "br0";
+/// A pod's interface in its namespace, as container runtimes name it.
+const POD_LINK: &str = "eth0";
+/// `lo` in every network namespace (LOOPBACK_IFINDEX of the kernel's net/flow.h).
+const LOOPBACK_INDEX: u32 = 1;
+/// Prefix lengths of the pods' networks. Chosen: 254 pods, and what every IPv6 network has (RFC 4291 §2.5.4).
+const PREFIX_V4: u8 = 24;
+const PREFIX_V6: u8 = 64;
+/// How often, and at most how many times, an IPv6 address is looked at until it can be used. It becomes usable when
+/// the kernel has noticed the carrier of a new veth pair, which takes milliseconds.
+const USABLE_INTERVAL: Duration = Duration::from_millis(2);
+const USABLE_TRIES: u32 = 2500;
+
+/// Why pods cannot be connected.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No namespace.
+    #[error(transparent)]
+    Netns(#[from] netns::Error),
+    /// The kernel refused a step.
+    #[error("{place}: cannot {step}: {source}; is the kernel built with bridge, veth and IPv6?")]
+    Refused {
+        /// Whose network.
+        place: String,
+        /// What was to be done.
+        step: &'static str,
+        /// What the kernel said.
+        source: rtnetlink::Error,
+    },
+    /// No runtime to speak netlink with.
+    #[error("{place}: cannot speak netlink: {source}")]
+    Io {
+        /// Whose network.
+        place: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// An address stayed unusable.
+    #[error("{place}: address {address} did not become usable within 5 s; is the link up?")]
+    Unusable {
+        /// Whose network.
+        place: String,
+        /// The address.
+        address: IpAddr,
+    },
+}
+
+/// The bridge and its namespace. Its addresses are the pods' gateways; processes that are no workload, such as the
+/// control plane, can run in it. It forwards nothing out of itself.
+#[derive(Debug)]
+pub struct Fabric {
+    netns: Netns,
+    gateway_v4: Ipv4Addr,
+    gateway_v6: Ipv6Addr,
+    pods: AtomicU32,
+}
+
+/// One pod: its addresses and its namespace.
+#[derive(Debug)]
+pub struct Pod {
+    /// Name, for messages.
+    pub name: String,
+    /// Its IPv4 address.
+    pub ipv4: Ipv4Addr,
+    /// Its IPv6 address.
+    pub ipv6: Ipv6Addr,
+    /// Its network namespace.
+    pub netns: Netns,
+}
+
+impl Fabric {
+    /// A bridge with these addresses, in networks of /24 and /64.
+    ///
+    /// # Errors
+    /// If namespaces, bridges or IPv6 are not to be had.
+    pub fn new(gateway_v4: Ipv4Addr, gateway_v6: Ipv6Addr) -> Result<Self, Error> {
+        let netns = Netns::new()?;
+        configure("fabric", &netns, async |net: Net<'_>| {
+            net.up(LOOPBACK_INDEX).await?;
+            let bridge = LinkBridge::new(BRIDGE).up().build();
+            net.step("make a bridge", net.handle.link().add(bridge).execute()).await?;
+            let index = net.index(BRIDGE).await?;
+            net.add_address(index, gateway_v4.into(), PREFIX_V4).await?;
+            net.add_address(index, gateway_v6.into(), PREFIX_V6).await
+        })?;
+        Ok(Self { netns, gateway_v4, gateway_v6, pods: AtomicU32::new(0) })
+    }
+
+    /// The bridge's namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// A new pod on the bridge: `lo` up, both addresses usable, everything else routed to the gateway, so that an
+    /// address nobody has (a Service's) can be connected to and captured.
+    ///
+    /// # Errors
+    /// If the kernel refuses, such as for want of namespaces.
+    pub fn add_pod(&self, name: &str, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Pod, Error> {
+        let netns = Netns::new()?;
+        let number = self.pods.fetch_add(1, Ordering::Relaxed);
+        // Interface names have at most 15 bytes (IFNAMSIZ), pods' names may be longer.
+        let (port, peer) = (format!("pod{number}"), format!("new{number}"));
+        configure(name, &self.netns, async |net: Net<'_>| {
+            let links = net.handle.link();
+            net.step("make a veth pair", links.add(LinkVeth::new(&port, &peer).build()).execute()).await?;
+            let bridge = net.index(BRIDGE).await?;
+            let attached = LinkUnspec::new_with_index(net.index(&port).await?).controller(bridge).up().build();
+            net.step("attach the pod to the bridge", links.set(attached).execute()).await?;
+            let moved = LinkUnspec::new_with_index(net.index(&peer).await?)
+                .name(POD_LINK)
+                .setns_by_fd(netns.as_fd().as_raw_fd())
+                .build();
+            net.step("move an interface into the pod", links.set(moved).execute()).await
+        })?;
+        configure(name, &netns, async |net: Net<'_>| {
+            net.up(LOOPBACK_INDEX).await?;
+            let index = net.index(POD_LINK).await?;
+            net.up(index).await?;
+            net.add_address(index, ipv4.into(), PREFIX_V4).await?;
+            net.add_address(index, ipv6.into(), PREFIX_V6).await?;
+            net.usable(index, ipv6.into()).await?;
+            net.route(RouteMessageBuilder::<Ipv4Addr>::new().gateway(self.gateway_v4).build()).await?;
+            net.route(RouteMessageBuilder::<Ipv6Addr>::new().gateway(self.gateway_v6).build()).await
+        })?;
+        // The bridge has had no carrier before its first pod.
+        configure("fabric", &self.netns, async |net: Net<'_>| {
+            net.usable(net.index(BRIDGE).await?, self.gateway_v6.into()).await
+        })?;
+        Ok(Pod { name: name.to_owned(), ipv4, ipv6, netns })
+    }
+}
+
+/// Runs `work` inside `netns` with a netlink connection to it.
+fn configure<F>(place: &str, netns: &Netns, work: F) -> Result<(), Error>
+where
+    F: AsyncFnOnce(Net<'_>) -> Result<(), Error> + Send,
+{
+    let failed = |source| Error::Io { place: place.to_owned(), source };
+    netns.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().map_err(failed)?;
+            tokio::spawn(connection);
+            work(Net { place, handle }).await
+        })
+    })?
+}
+
+/// A netlink connection into one namespace; errors name `place`.
+struct Net<'a> {
+    place: &'a str,
+    handle: Handle,
+}
+
+impl Net<'_> {
+    async fn step<T>(
+        &self,
+        step: &'static str,
+        request: impl Future<Output = Result<T, rtnetlink::Error>>,
+    ) -> Result<T, Error> {
+        request.await.map_err(|source| Error::Refused { place: self.place.to_owned(), step, source })
+    }
+
+    async fn up(&self, index: u32) -> Result<(), Error> {
+        let up = LinkUnspec::new_with_index(index).up().build();
+        self.step("set a link up", self.handle.link().set(up).execute()).await
+    }
+
+    async fn index(&self, link: &str) -> Result<u32, Error> {
+        let mut found = self.handle.link().get().match_name(link.to_owned()).execute();
+        let found = self.step("find a link", found.try_next()).await?;
+        // The kernel answers a search by name with that link or an error.
+        Ok(found.map_or(0, |link| link.header.index))
+    }
+
+    async fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<(), Error> {
+        let mut request = self.handle.address().add(index, address, prefix);
+        if address.is_ipv6() {
+            // Nobody else gives out addresses here, so there is no duplicate to wait for (RFC 4862 §5.4).
+            request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        self.step("add an address", request.execute()).await
+    }
+
+    async fn route(&self, route: RouteMessage) -> Result<(), Error> {
+        self.step("add the default route", self.handle.route().add(route).execute()).await
+    }
+
+    /// Waits until sockets can be bound to `address`.
+    async fn usable(&self, index: u32, address: IpAddr) -> Result<(), Error> {
+        for _ in 0..USABLE_TRIES {
+            let listed = self.handle.address().get().set_link_index_filter(index).set_address_filter(address).execute();
+            let listed: Vec<_> = self.step("list addresses", listed.try_collect()).await?;
+            let tentative = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Tentative));
+            if listed.first().is_some_and(|found| !found.attributes.iter().any(tentative)) {
+                return Ok(());
+            }
+            tokio::time::sleep(USABLE_INTERVAL).await;
+        }
+        Err(Error::Unusable { place: self.place.to_owned(), address })
+    }
+}
