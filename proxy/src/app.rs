@@ -5,10 +5,13 @@ use std::time::Instant;
 
 use crate::applications::Applications;
 use crate::config::Config;
-use crate::metrics::Metrics;
-use crate::tables::{self, Tables};
+use crate::drain::Drain;
+use crate::metrics::{AccessLog, Metrics, StartError};
+use crate::tables::demand::Wishes;
+use crate::tables::{self, Demand, Tables};
+use crate::tls;
 use crate::upstream::Dialer;
-use crate::worker::{self, Listeners, Shared};
+use crate::worker::{self, Listeners, PoolSizes, Shared};
 use crate::{admin, listen};
 
 /// Why a sidecar cannot start.
@@ -28,28 +31,46 @@ pub enum Error {
     /// Two metrics of one name.
     #[error("cannot register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// The access log cannot begin.
+    #[error("cannot start the access log: {0}")]
+    AccessLog(#[from] StartError),
+}
+
+/// A sidecar that runs.
+pub struct Sidecar {
+    /// What its parts share.
+    pub shared: Arc<Shared>,
+    /// Destinations that workers ask for; whoever fills the tables takes them.
+    pub wishes: Wishes,
 }
 
 /// Starts workers and admin server in the network namespace of the calling thread, with `tables` in force.
 ///
 /// # Errors
 /// If a port is taken or a thread cannot be made.
-pub fn start(config: Config, tables: Tables) -> Result<Arc<Shared>, Error> {
+pub fn start(config: Config, tables: Tables) -> Result<Sidecar, Error> {
+    let metrics = Metrics::new()?;
+    let (demand, wishes) = Demand::new();
+    let workers = config.worker_count();
     let shared = Arc::new(Shared {
-        dialer: Dialer { mark: config.mark },
+        dialer: Dialer { mark: config.mark, identity: tls::Current::default(), handshakes: metrics.handshakes.clone() },
         tables: tables::Store::new(tables),
-        metrics: Metrics::new()?,
+        demand,
+        drain: Drain::default(),
+        access_log: AccessLog::start(config.access_log, metrics.registry())?,
+        metrics,
         applications: Applications::default(),
+        pool_sizes: (0..workers).map(|_| PoolSizes::default()).collect(),
         started: Instant::now(),
         config,
     });
-    for index in 0..shared.config.worker_count() {
+    for index in 0..workers {
         let listeners =
             Listeners { outbound: bind(shared.config.outbound_port)?, inbound: bind(shared.config.inbound_port)? };
         worker::start(index, shared.clone(), listeners)?;
     }
     admin::start(shared.clone())?;
-    Ok(shared)
+    Ok(Sidecar { shared, wishes })
 }
 
 fn bind(port: u16) -> Result<Vec<std::net::TcpListener>, Error> {

@@ -25,6 +25,7 @@ impl Applications {
         let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(cluster) = clusters.get(&address)
             && cluster.service == port.service
+            && same_limits(&cluster.settings, &port.settings)
         {
             return cluster.clone();
         }
@@ -34,6 +35,11 @@ impl Applications {
         }
         cluster
     }
+}
+
+/// Outlier detection apart, which an application beside us does not have.
+fn same_limits(one: &Settings, other: &Settings) -> bool {
+    *one == Settings { outlier: one.outlier, ..other.clone() }
 }
 
 fn cluster(address: SocketAddr, port: &Port, before: Option<&Arc<Cluster>>) -> Cluster {

@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use clap::Args;
 use serde::Serialize;
 
+use crate::metrics::AccessLogFormat;
+
 /// Settings of `heddle-proxy run`. Each flag can be given as the environment variable named beside it.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct Config {
@@ -25,9 +27,18 @@ pub struct Config {
     /// Port of metrics, readiness and probes, on every address.
     #[arg(long, env = "HEDDLE_METRICS_PORT", default_value_t = 15020)]
     pub metrics_port: u16,
+    /// Where the control plane serves xDS and signs certificates, as `https://host:port`; absent: tables are given.
+    #[arg(long, env = "HEDDLE_CONTROL_PLANE")]
+    pub control_plane: Option<String>,
     /// SO_MARK for the proxy's own connections, where capture exempts the proxy by mark instead of uid.
     #[arg(long, env = "HEDDLE_MARK")]
     pub mark: Option<u32>,
+    /// One line a request or opaque connection on standard output.
+    #[arg(long, env = "HEDDLE_ACCESS_LOG", value_enum, default_value_t = AccessLogFormat::Off)]
+    pub access_log: AccessLogFormat,
+    /// Longest wait, in seconds, for what is in flight when the sidecar is told to end.
+    #[arg(long, env = "HEDDLE_DRAIN_SECONDS", default_value_t = DEFAULT_DRAIN_SECONDS)]
+    pub drain_seconds: u64,
     /// Most downstream connections at once; above it new ones are closed and counted.
     #[arg(long, env = "HEDDLE_MAX_CONNECTIONS", default_value_t = DEFAULT_MAX_CONNECTIONS)]
     pub max_connections: usize,
@@ -37,6 +48,9 @@ pub struct Config {
 /// about 1 GiB at the very worst.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 32_768;
 
+/// Chosen: below the 30 s a pod has by default (Kubernetes `terminationGracePeriodSeconds`).
+pub const DEFAULT_DRAIN_SECONDS: u64 = 25;
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -45,7 +59,10 @@ impl Default for Config {
             inbound_port: 15006,
             admin_port: 15000,
             metrics_port: 15020,
+            control_plane: None,
             mark: None,
+            access_log: AccessLogFormat::Off,
+            drain_seconds: DEFAULT_DRAIN_SECONDS,
             max_connections: DEFAULT_MAX_CONNECTIONS,
         }
     }

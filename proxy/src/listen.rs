@@ -9,6 +9,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::drain::Phase;
 use crate::http::error::Cause;
 use crate::metrics::Direction;
 use crate::worker::Worker;
@@ -54,7 +55,7 @@ fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
-/// Accepts what capture redirected on its way out of the pod. Never returns.
+/// Accepts what capture redirected on its way out of the pod, until the sidecar terminates.
 pub async fn outbound(worker: Rc<Worker>, listener: StdListener) {
     accept(&worker.clone(), listener, Direction::Outbound, |accepted| {
         tokio::task::spawn_local(outbound::serve(worker.clone(), accepted));
@@ -62,7 +63,7 @@ pub async fn outbound(worker: Rc<Worker>, listener: StdListener) {
     .await;
 }
 
-/// Accepts what capture redirected on its way into the pod. Never returns.
+/// Accepts what capture redirected on its way into the pod, until the sidecar terminates.
 pub async fn inbound(worker: Rc<Worker>, listener: StdListener) {
     accept(&worker.clone(), listener, Direction::Inbound, |accepted| {
         tokio::task::spawn_local(inbound::serve(worker.clone(), accepted));
@@ -77,7 +78,11 @@ async fn accept(worker: &Rc<Worker>, listener: StdListener, direction: Direction
         Err(error) => return tracing::error!(%error, "cannot listen"),
     };
     loop {
-        let (stream, peer) = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = worker.shared.drain.reached(Phase::Terminating) => return,
+        };
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept; is the limit of open files reached?");

@@ -1,14 +1,30 @@
-//! One connection of the application, on its way out.
+//! One connection of the application, on its way out: what is its destination, what does it speak, who serves it.
 
+use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use crate::detect::{self, Sniffed, Speaker};
 use crate::http::error::Cause;
 use crate::http::request::Connection;
 use crate::http::serve;
 use crate::listen::Accepted;
-use crate::metrics::Direction;
-use crate::tables::{Destination, Protocol};
+use crate::metrics::{Direction, TcpRecord};
+use crate::opaque;
+use crate::stream::Stream;
+use crate::tables::listener::{Listener, Protocol};
+use crate::tables::{Answer, Destination, Egress, Millis, Seen};
+use crate::upstream::Towards;
 use crate::worker::Worker;
+
+/// How long a connection waits for the control plane's answer about its destination. Chosen: several round trips and
+/// a reconnect; longer than that an application is better told.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
+/// How long it is remembered that a server speaks first. It saves the client's silence, never the parsing.
+const SERVER_FIRST_MEMORY_MS: u64 = 5 * 60 * 1000;
 
 /// Serves the connection to its end.
 pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
@@ -16,21 +32,210 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let Some(_open) = metrics.open(Direction::Outbound, worker.shared.config.max_connections) else {
         return metrics.refused(Direction::Outbound, Cause::Overflow);
     };
-    let Accepted { stream, peer, original_dst } = accepted;
-    let destination = worker.shared.tables.load().outbound.get(&original_dst).cloned();
-    let protocol = match destination {
-        Some(Destination::Exists(listener)) => listener.protocol,
-        Some(Destination::DoesNotExist) | None => {
-            return metrics.refused(Direction::Outbound, Cause::ConfigUnavailable);
-        }
+    let stream = Stream::from(accepted.stream);
+    let connection = Outbound { worker: &worker, peer: accepted.peer, original_dst: accepted.original_dst };
+    let served = match find(&worker, accepted.original_dst).await {
+        Ok(Found::Mesh(listener, seen)) => connection.to_mesh(stream, &listener, &seen).await,
+        Ok(Found::Outside) => connection.to_outside(stream).await,
+        Err(cause) => Err(cause),
     };
-    match protocol {
-        Protocol::Http => {
-            let connection = Connection::outbound(worker.clone(), peer, original_dst);
-            serve::http1(connection, stream).await;
+    if let Err(cause) = served {
+        metrics.refused(Direction::Outbound, cause);
+    }
+}
+
+/// What the mesh says about a destination.
+enum Found {
+    Mesh(Arc<Listener>, Arc<Seen>),
+    /// Not the mesh's, and the egress default lets it pass.
+    Outside,
+}
+
+/// Looks the destination up, asking the control plane if nobody has yet.
+async fn find(worker: &Worker, original_dst: SocketAddr) -> Result<Found, Cause> {
+    let shared = &worker.shared;
+    let known = shared.tables.load().outbound.get(&original_dst).cloned();
+    let destination = match known {
+        Some(destination) => Some(destination),
+        None => ask(worker, original_dst).await,
+    };
+    match destination {
+        Some(Destination { answer: Answer::Exists(listener), seen }) => {
+            seen.touch(shared.now());
+            Ok(Found::Mesh(listener, seen))
         }
-        Protocol::Detect | Protocol::Http2 | Protocol::Tcp => {
-            metrics.refused(Direction::Outbound, Cause::ProtocolMismatch);
+        Some(Destination { answer: Answer::DoesNotExist, seen }) => {
+            seen.touch(shared.now());
+            egress(worker, original_dst, true)
+        }
+        None => egress(worker, original_dst, false),
+    }
+}
+
+/// Asks for the destination and waits for the answer; `None`: there was none in time.
+async fn ask(worker: &Worker, original_dst: SocketAddr) -> Option<Destination> {
+    if !worker.shared.demand.ask(original_dst) {
+        return None;
+    }
+    let answer = worker.shared.tables.wait_for(|tables| tables.outbound.get(&original_dst).cloned());
+    tokio::time::timeout(ANSWER_WAIT, answer).await.ok()
+}
+
+/// What holds for a destination that is not the mesh's, or of which nothing is known: never plaintext past policy
+/// because the control plane is away.
+fn egress(worker: &Worker, original_dst: SocketAddr, certain: bool) -> Result<Found, Cause> {
+    let tables = worker.shared.tables.load();
+    let Some(inbound) = &tables.inbound else { return Err(Cause::ConfigUnavailable) };
+    if !certain && inbound.mesh.contains(original_dst.ip()) {
+        return Err(Cause::ConfigUnavailable);
+    }
+    match inbound.mesh.egress {
+        Egress::Allow => Ok(Found::Outside),
+        Egress::Deny => Err(Cause::EgressDenied),
+    }
+}
+
+/// The connection, once its destination is known.
+struct Outbound<'c> {
+    worker: &'c Rc<Worker>,
+    peer: SocketAddr,
+    original_dst: SocketAddr,
+}
+
+impl Outbound<'_> {
+    async fn to_mesh(&self, client: Stream, listener: &Listener, seen: &Seen) -> Result<(), Cause> {
+        match listener.protocol {
+            Protocol::Tcp => self.relay(client, listener, None).await,
+            Protocol::Http | Protocol::Http2 => self.declared_http(client, listener.protocol).await,
+            Protocol::Detect => self.detect(client, listener, seen).await,
         }
     }
+
+    async fn declared_http(&self, mut client: Stream, declared: Protocol) -> Result<(), Cause> {
+        match self.sniff(&mut client).await? {
+            Sniffed::Http2 => self.http2(client).await,
+            Sniffed::Http1 if declared == Protocol::Http => self.http1(client).await,
+            Sniffed::Http1 | Sniffed::More | Sniffed::Opaque | Sniffed::Tls => {
+                if declared == Protocol::Http && detect::almost_http1(client.ahead()) {
+                    self.http1(client).await;
+                } else if !client.ahead().is_empty() {
+                    client.abort();
+                    return Err(Cause::ProtocolMismatch);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn detect(&self, mut client: Stream, listener: &Listener, seen: &Seen) -> Result<(), Cause> {
+        let wait = if server_speaks_first(seen, self.worker.shared.now()) { Duration::ZERO } else { detect::SILENCE };
+        let spoke = detect::client_speaks(&mut client, wait).await.map_err(gone)?;
+        if spoke {
+            return self.by_client_bytes(client, listener, None).await;
+        }
+        let Some(cluster) = &listener.tcp else { return self.by_client_bytes(client, listener, None).await };
+        let mut server = match opaque::dial(self.worker, cluster, Towards::Network).await {
+            Ok(server) => server,
+            Err(error) => {
+                client.abort();
+                return Err(error.cause);
+            }
+        };
+        match detect::who_speaks(&mut client, &mut server.stream).await.map_err(gone)? {
+            Speaker::Client => self.by_client_bytes(client, listener, Some(server)).await,
+            Speaker::Server => {
+                seen.server_first.store(self.worker.shared.now().0.max(1), Ordering::Relaxed);
+                self.relay(client, listener, Some(server)).await
+            }
+        }
+    }
+
+    /// Serves what the client's bytes say; a tentative connection is used if they are opaque, else closed unused.
+    async fn by_client_bytes(
+        &self,
+        mut client: Stream,
+        listener: &Listener,
+        tentative: Option<opaque::Dialled>,
+    ) -> Result<(), Cause> {
+        match self.sniff(&mut client).await? {
+            Sniffed::Http1 if listener.http.is_some() => {
+                drop(tentative);
+                self.http1(client).await;
+                Ok(())
+            }
+            Sniffed::Http2 if listener.http.is_some() => {
+                drop(tentative);
+                self.http2(client).await;
+                Ok(())
+            }
+            Sniffed::Http1 | Sniffed::Http2 | Sniffed::Tls | Sniffed::Opaque | Sniffed::More => {
+                self.relay(client, listener, tentative).await
+            }
+        }
+    }
+
+    async fn sniff(&self, client: &mut Stream) -> Result<Sniffed, Cause> {
+        let metrics = &self.worker.shared.metrics.connections;
+        detect::client_bytes(client, serve::HEAD_TIMEOUT, |limit| metrics.detection_limited(Direction::Outbound, limit))
+            .await
+            .map_err(gone)
+    }
+
+    async fn http1(&self, client: Stream) {
+        serve::http1(self.connection(), client).await;
+    }
+
+    async fn http2(&self, client: Stream) {
+        serve::http2(self.connection(), client).await;
+    }
+
+    fn connection(&self) -> Rc<Connection> {
+        Connection::outbound(self.worker.clone(), self.peer, self.original_dst)
+    }
+
+    async fn relay(&self, client: Stream, listener: &Listener, dialled: Option<opaque::Dialled>) -> Result<(), Cause> {
+        let Some(cluster) = &listener.tcp else {
+            client.abort();
+            return Err(Cause::ProtocolMismatch);
+        };
+        let mut record = TcpRecord::new(self.worker, Direction::Outbound, None, cluster.service.as_ref());
+        let server = match dialled {
+            Some(server) => server,
+            None => match opaque::dial(self.worker, cluster, Towards::Network).await {
+                Ok(server) => server,
+                Err(error) => {
+                    tracing::debug!(cluster = %cluster.name, source = ?error.source, "opaque connection failed");
+                    record.failed(error.cause);
+                    client.abort();
+                    return Ok(());
+                }
+            },
+        };
+        record.endpoint(&server.endpoint);
+        opaque::relay(client, server, record, std::future::pending()).await;
+        Ok(())
+    }
+
+    /// Relays to the original destination, untouched.
+    async fn to_outside(&self, client: Stream) -> Result<(), Cause> {
+        let mut record = TcpRecord::new(self.worker, Direction::Outbound, None, None);
+        match opaque::dial_outside(self.worker, self.original_dst).await {
+            Ok(server) => opaque::relay_streams(client, server, record, std::future::pending()).await,
+            Err(error) => {
+                record.failed(error.cause);
+                client.abort();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The client went away while its bytes were awaited.
+fn gone(_: io::Error) -> Cause {
+    Cause::DownstreamClosed
+}
+
+fn server_speaks_first(seen: &Seen, now: Millis) -> bool {
+    let last = seen.server_first.load(Ordering::Relaxed);
+    last != 0 && now.0.saturating_sub(last) < SERVER_FIRST_MEMORY_MS
 }

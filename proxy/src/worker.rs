@@ -8,15 +8,17 @@ use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::task::LocalSet;
 
 use crate::applications::Applications;
-use crate::balance::{Loads, Millis};
+use crate::balance::Loads;
 use crate::config::Config;
-use crate::metrics::{self, Metrics};
+use crate::drain::Drain;
+use crate::metrics::{AccessLog, Metrics, RequestCache, TcpCache};
 use crate::upstream::{Dialer, Pools};
 use crate::{listen, tables};
 
@@ -33,16 +35,33 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Clusters of the application's own ports.
     pub applications: Applications,
-    /// How upstream sockets are made.
+    /// How upstream sockets are made, and as whom.
     pub dialer: Dialer,
-    /// Origin of [`Millis`].
+    /// Wishes for destinations that are not known yet.
+    pub demand: tables::Demand,
+    /// How far the end has come.
+    pub drain: Drain,
+    /// Off by default.
+    pub access_log: AccessLog,
+    /// Pool sizes by worker, for metrics.
+    pub pool_sizes: Vec<PoolSizes>,
+    /// Origin of [`tables::Millis`].
     pub started: Instant,
+}
+
+/// What one worker last said about its pools.
+#[derive(Debug, Default)]
+pub struct PoolSizes {
+    /// HTTP/1 connections that lie idle.
+    pub idle_http1: AtomicUsize,
+    /// Open HTTP/2 connections.
+    pub http2: AtomicUsize,
 }
 
 impl Shared {
     /// Milliseconds since the process began.
-    pub fn now(&self) -> Millis {
-        Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+    pub fn now(&self) -> tables::Millis {
+        tables::Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 }
 
@@ -56,8 +75,10 @@ pub struct Worker {
     pub loads: RefCell<Loads>,
     /// For balancing, weights and jitter.
     pub rng: RefCell<fastrand::Rng>,
-    /// Metric series this worker has used lately.
-    pub series: RefCell<metrics::SeriesCache>,
+    /// Series of requests this worker has used lately.
+    pub request_series: RefCell<RequestCache>,
+    /// Series of opaque connections this worker has used lately.
+    pub tcp_series: RefCell<TcpCache>,
 }
 
 impl Worker {
@@ -68,7 +89,8 @@ impl Worker {
             pools: RefCell::default(),
             loads: RefCell::default(),
             rng: RefCell::new(fastrand::Rng::new()),
-            series: RefCell::default(),
+            request_series: RefCell::default(),
+            tcp_series: RefCell::default(),
         })
     }
 }
@@ -88,12 +110,12 @@ pub struct Listeners {
 pub fn start(index: usize, shared: Arc<Shared>, listeners: Listeners) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        LocalSet::new().block_on(&runtime, run(Worker::new(shared), listeners));
+        LocalSet::new().block_on(&runtime, run(index, Worker::new(shared), listeners));
     })?;
     Ok(())
 }
 
-async fn run(worker: Rc<Worker>, listeners: Listeners) {
+async fn run(index: usize, worker: Rc<Worker>, listeners: Listeners) {
     for listener in listeners.outbound {
         tokio::task::spawn_local(listen::outbound(worker.clone(), listener));
     }
@@ -103,6 +125,24 @@ async fn run(worker: Rc<Worker>, listeners: Listeners) {
     let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         ticks.tick().await;
-        worker.pools.borrow_mut().sweep(Instant::now());
+        sweep(index, &worker);
     }
 }
+
+fn sweep(index: usize, worker: &Worker) {
+    let mut pools = worker.pools.borrow_mut();
+    pools.sweep(Instant::now());
+    if let Some(sizes) = worker.shared.pool_sizes.get(index) {
+        let (idle_http1, http2) = pools.sizes();
+        sizes.idle_http1.store(idle_http1, Ordering::Relaxed);
+        sizes.http2.store(http2, Ordering::Relaxed);
+    }
+    let mut loads = worker.loads.borrow_mut();
+    if loads.len() > MAX_IDLE_LOADS {
+        // Averages of endpoints that nothing is sent to just now; they are learnt again.
+        loads.retain(|_| false);
+    }
+}
+
+/// Endpoints whose latency a worker remembers. Chosen: 64 octets each, and more endpoints than a workload calls.
+const MAX_IDLE_LOADS: usize = 10_000;

@@ -13,8 +13,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 pub use ewma::Load;
-pub use outlier::Millis;
 
+use crate::tables::Millis;
 use crate::tables::cluster::{Cluster, Endpoint, LoadBalancing};
 
 /// One worker's view of its endpoints, by [`Endpoint::id`].
@@ -37,6 +37,16 @@ impl Loads {
                 load.observe(latency, now);
             }
         }
+    }
+
+    /// How many endpoints are remembered.
+    pub fn len(&self) -> usize {
+        self.by_endpoint.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.by_endpoint.is_empty()
     }
 
     /// Forgets endpoints that are idle here and for which `known` is false.

@@ -6,11 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::tables::Millis;
 use crate::tables::cluster::{Cluster, Endpoint};
-
-/// Milliseconds since the process began; 0 is never a time of ejection's end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Millis(pub u64);
 
 /// When an endpoint is ejected, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

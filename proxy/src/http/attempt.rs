@@ -19,7 +19,7 @@ use crate::balance::breaker::{self, Kind, Permit};
 use crate::balance::{self, Nothing, outlier};
 use crate::tables::cluster::{Cluster, Endpoint, EndpointTls};
 use crate::tables::route::{RetryPolicy, Rule};
-use crate::upstream::{self, Lease};
+use crate::upstream::{self, Lease, Towards, Version};
 use crate::worker::Worker;
 
 /// Retries of what was never delivered. Chosen: enough to leave two dead endpoints behind.
@@ -36,7 +36,9 @@ pub struct Target<'r> {
     /// The route's deadline.
     pub deadline: Option<Instant>,
     /// Inbound: the cluster is the application beside us.
-    pub to_application: bool,
+    pub towards: Towards,
+    /// The version it leaves in.
+    pub version: Version,
 }
 
 /// Sends the request; returns when the head of a response is there that will not be tried again.
@@ -49,7 +51,7 @@ pub async fn send(
     let cluster = target.cluster;
     let request_permit = breaker::permit(&cluster.state, &cluster.settings, Kind::Requests).ok_or(Cause::Overflow)?;
     let policy = target.rule.and_then(|rule| rule.retry.as_ref());
-    let mut source = Source::new(head, body, policy.is_some(), counter);
+    let mut source = Source::new(head, body, target.towards, counter);
     let mut tries = Tries::default();
     loop {
         let endpoint = pick(target.worker, cluster, &tries.endpoints)?;
@@ -63,6 +65,7 @@ pub async fn send(
             source.can_send_again() && !passed(target.deadline) && tries.allow(retry, policy, cluster)
         });
         if !again {
+            source.commit();
             let (response, lease) = outcome.map_err(|failed| failed.error)?;
             return Ok((response, lease.with_request(request_permit)));
         }
@@ -187,6 +190,7 @@ async fn attempt(
         outlier::success(&endpoint);
     } else if outlier::failure(cluster, &endpoint, worker.shared.now()) {
         tracing::info!(cluster = %cluster.name, endpoint = %endpoint.address, "endpoint ejected");
+        worker.shared.metrics.outliers.ejected(&cluster.name);
     }
     drop(retry_permit);
     outcome
@@ -199,7 +203,7 @@ async fn exchange(
     begun: Instant,
 ) -> Result<(Response<Incoming>, Lease), Failed> {
     let Target { worker, cluster, .. } = target;
-    let lent = upstream::lend(worker, cluster, endpoint.clone(), target.to_application).await;
+    let lent = upstream::lend(worker, cluster, endpoint.clone(), target.version, target.towards).await;
     let mut lease =
         lent.map_err(|error| Failed { never_delivered: error.cause.never_delivered(), error, reused: false })?;
     let reused = lease.reused;
@@ -223,14 +227,31 @@ async fn exchange(
         }
         None => {
             let error = error.into_error();
-            let cause = if error.is_parse() { Cause::UpstreamProtocolError } else { Cause::ResetBeforeResponse };
-            failed(Error::new(cause, error), false)
+            let unprocessed = refused_unprocessed(&error);
+            let cause = if unprocessed {
+                Cause::Undelivered
+            } else if error.is_parse() {
+                Cause::UpstreamProtocolError
+            } else {
+                Cause::ResetBeforeResponse
+            };
+            failed(Error::new(cause, error), unprocessed)
         }
     })?;
     if matches!(endpoint.tls, EndpointTls::Mtls(_)) && response.headers().contains_key(X_HEDDLE_UNDELIVERED) {
         return Err(failed(Cause::Undelivered.into(), true));
     }
     Ok((response, lease))
+}
+
+/// HTTP/2's ways to say that a request was not looked at: REFUSED_STREAM, or a GOAWAY whose last stream lies below
+/// (RFC 9113 §8.7).
+fn refused_unprocessed(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|error| {
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        error.is_remote() && (refused || error.is_go_away())
+    })
 }
 
 /// Waits a random part of an exponentially growing interval: full jitter (Brooker, "Exponential Backoff And
@@ -269,9 +290,11 @@ enum SourceBody {
 }
 
 impl Source {
-    fn new(head: Parts, body: Incoming, retry_by_policy: bool, counter: Counter) -> Self {
+    fn new(head: Parts, body: Incoming, towards: Towards, counter: Counter) -> Self {
         let idempotent = is_idempotent(&head.method);
-        let keep = retry_by_policy || idempotent;
+        // Towards the application only idempotent requests are sent again once they have left; what hyper hands back
+        // unsent needs no copy.
+        let keep = towards == Towards::Network || idempotent;
         let body = if body.is_end_stream() {
             SourceBody::Empty
         } else if keep {
@@ -299,6 +322,13 @@ impl Source {
         self.head = Some(head);
         if let SourceBody::Once(gone) = &mut self.body {
             *gone = Some(body);
+        }
+    }
+
+    /// No further attempt will be made.
+    fn commit(&mut self) {
+        if let SourceBody::Replay(replay) = &self.body {
+            replay.commit();
         }
     }
 

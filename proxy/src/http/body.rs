@@ -185,7 +185,7 @@ impl http_body::Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Once(incoming, _) => incoming.size_hint(),
-            Self::Replay(reader) => reader.replay.borrow().size_hint.clone(),
+            Self::Replay(reader) => reader.replay.borrow().size_hint,
         }
     }
 }
@@ -249,6 +249,11 @@ impl Replay {
         !self.0.borrow().spent
     }
 
+    /// No further attempt will be made: what the last one has read need not be kept.
+    pub fn commit(&self) {
+        self.0.borrow_mut().spent = true;
+    }
+
     /// The body for one more attempt, from its beginning; readers made before it end with an error.
     pub fn reader(&self) -> RequestBody {
         let mut kept = self.0.borrow_mut();
@@ -278,6 +283,10 @@ impl ReplayReader {
         if let Some(frame) = kept.frames.get(self.next) {
             self.next += 1;
             return Poll::Ready(Some(Ok(frame.frame())));
+        }
+        if kept.spent {
+            kept.frames.clear();
+            self.next = 0;
         }
         if kept.ended {
             return Poll::Ready(None);

@@ -38,6 +38,8 @@ pub enum Cause {
     ResetAfterResponse,
     /// The inbound sidecar could not reach its application.
     Undelivered,
+    /// Mutual TLS is required, and the caller came without.
+    TlsRequired,
     /// An authorization policy said no.
     Denied,
     /// A rate limit was reached.
@@ -74,6 +76,33 @@ pub enum Fault {
 }
 
 impl Cause {
+    /// Every cause, once.
+    pub const ALL: [Self; 23] = [
+        Self::ConnectRefused,
+        Self::ConnectTimeout,
+        Self::TlsFailure,
+        Self::NoEndpoints,
+        Self::AllEjected,
+        Self::Overflow,
+        Self::RequestTimeout,
+        Self::PerTryTimeout,
+        Self::ResetBeforeResponse,
+        Self::ResetAfterResponse,
+        Self::Undelivered,
+        Self::TlsRequired,
+        Self::Denied,
+        Self::RateLimited,
+        Self::ProtocolError,
+        Self::UpstreamProtocolError,
+        Self::ProtocolMismatch,
+        Self::ConfigUnavailable,
+        Self::Loop,
+        Self::NoRoute,
+        Self::InvalidBackend,
+        Self::EgressDenied,
+        Self::DownstreamClosed,
+    ];
+
     /// The short name, the same everywhere.
     pub fn name(self) -> &'static str {
         self.facts().0
@@ -110,6 +139,7 @@ impl Cause {
             | Self::PerTryTimeout
             | Self::ResetBeforeResponse
             | Self::ResetAfterResponse
+            | Self::TlsRequired
             | Self::Denied
             | Self::RateLimited
             | Self::ProtocolError
@@ -139,6 +169,7 @@ impl Cause {
             Self::ResetBeforeResponse => ("reset_before_response", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Upstream, "the application closed the connection before it answered"),
             Self::ResetAfterResponse => ("reset_after_response", StatusCode::BAD_GATEWAY, UNAVAILABLE, Upstream, "the application broke off its response"),
             Self::Undelivered => ("undelivered", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Upstream, "the sidecar there could not reach its application"),
+            Self::TlsRequired => ("tls_required", StatusCode::FORBIDDEN, PERMISSION_DENIED, Configuration, "the port is STRICT and the caller has no sidecar; see MeshTLSPolicy"),
             Self::Denied => ("denied", StatusCode::FORBIDDEN, PERMISSION_DENIED, Configuration, "an AuthorizationPolicy does not allow this caller"),
             Self::RateLimited => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, RESOURCE_EXHAUSTED, Configuration, "a rate limit was reached"),
             Self::ProtocolError => ("protocol_error", StatusCode::BAD_REQUEST, INTERNAL, Downstream, "the request is not valid HTTP"),

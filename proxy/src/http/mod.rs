@@ -9,13 +9,34 @@ pub mod error;
 pub mod filter;
 pub mod guard;
 pub mod headers;
+pub mod identity;
 pub mod request;
 pub mod route;
 pub mod serve;
+pub mod trace;
+pub mod translate;
 pub mod upgrade;
 
 /// Largest request or response head, in octets: start line and all fields. One limit for HTTP/1 and HTTP/2
 /// (SETTINGS_MAX_HEADER_LIST_SIZE, RFC 9113 §6.5.2). Chosen: Envoy's default is 60 KiB, Node's 16 KiB.
 pub const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// Most that hyper buffers of one HTTP/1 connection: the largest head, and as much again for a body's chunks.
+pub const CONNECTION_BUFFER_BYTES: usize = 2 * MAX_HEAD_BYTES;
+/// Flow-control window of one HTTP/2 stream (RFC 9113 §6.9.2 default): what a slow reader can make us hold.
+pub const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// Flow-control window of one HTTP/2 connection. Chosen: four streams at full window; a slow one never stops the
+/// others.
+pub const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
+
+/// Runs hyper's HTTP/2 tasks on the worker's own thread.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalExecutor;
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(task);
+    }
+}
+
 /// Most fields in one head. Chosen: twice Envoy's default of 100.
 pub const MAX_HEADER_FIELDS: usize = 200;

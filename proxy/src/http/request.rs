@@ -1,9 +1,9 @@
 //! THE function: one request from the downstream connection to its response.
 //!
 //! guard → route → filters → attempts → response filters; what each step means is in its own file. The same path
-//! serves outbound requests, which are routed, and inbound ones, which go to the application beside us.
+//! serves outbound requests, which are routed, and inbound ones, which are authorized and go to the application
+//! beside us.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,12 +18,15 @@ use super::attempt::{self, Target};
 use super::body::Body;
 use super::error::{self, Cause, Error};
 use super::filter::{self, Verdict};
-use super::{guard, headers, route, upgrade};
+use super::{guard, headers, identity, route, trace, translate, upgrade};
+use crate::authz::{self, Decision, Facts, HttpFacts, Readings};
+use crate::drain::Phase;
 use crate::metrics::{Direction, Record};
-use crate::tables::cluster::EndpointTls;
+use crate::tables::cluster::{EndpointTls, UpstreamHttp};
 use crate::tables::route::{Backend, Rule};
-use crate::tables::{Cluster, Destination, RouteTable};
-use crate::upstream::Lease;
+use crate::tables::{Answer, Cluster, RouteTable};
+use crate::tls::Peer;
+use crate::upstream::{self, Lease, Towards};
 use crate::worker::Worker;
 
 /// What is known of one downstream connection; its requests share it.
@@ -36,38 +39,60 @@ pub struct Connection {
     pub peer: SocketAddr,
     /// Where it was going.
     pub original_dst: SocketAddr,
-    /// Inbound only: the application.
-    application: Option<Arc<Cluster>>,
+    /// When it must end, because the peer's certificate has long expired; `None` without TLS.
+    pub ends: Option<Instant>,
+    /// Inbound only.
+    inbound: Option<Inbound>,
+}
+
+struct Inbound {
+    application: Arc<Cluster>,
+    caller: Option<Rc<Peer>>,
+    forwarded_client_cert: Option<HeaderValue>,
 }
 
 impl Connection {
     /// A connection of the application to `original_dst`.
     pub fn outbound(worker: Rc<Worker>, peer: SocketAddr, original_dst: SocketAddr) -> Rc<Self> {
-        Rc::new(Self { worker, direction: Direction::Outbound, peer, original_dst, application: None })
+        Rc::new(Self { worker, direction: Direction::Outbound, peer, original_dst, ends: None, inbound: None })
     }
 
-    /// A connection to the application.
+    /// A connection to the application, from `caller` if it came over mutual TLS.
     pub fn inbound(
         worker: Rc<Worker>,
         peer: SocketAddr,
         original_dst: SocketAddr,
         application: Arc<Cluster>,
+        caller: Option<Rc<Peer>>,
     ) -> Rc<Self> {
-        let application = Some(application);
-        Rc::new(Self { worker, direction: Direction::Inbound, peer, original_dst, application })
+        let own = worker.shared.dialer.identity.principal();
+        let forwarded_client_cert =
+            own.zip(caller.as_deref()).and_then(|(own, c)| identity::forwarded_client_cert(&own, c));
+        let ends = caller.as_ref().map(|caller| caller.ends);
+        let inbound = Some(Inbound { application, caller, forwarded_client_cert });
+        Rc::new(Self { worker, direction: Direction::Inbound, peer, original_dst, ends, inbound })
+    }
+
+    fn caller(&self) -> Option<&Rc<Peer>> {
+        self.inbound.as_ref()?.caller.as_ref()
     }
 }
 
 /// Serves one request.
-pub async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+///
+/// # Errors
+/// Only to tell a sidecar over HTTP/2 that the request never reached the application: RST_STREAM with
+/// REFUSED_STREAM.
+pub async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> Result<Response<Body>, h2::Error> {
     let (head, body) = request.into_parts();
     let (version, grpc) = (head.version, route::is_grpc(&head.headers));
-    let mut record = Record::new(connection.worker.clone(), connection.direction, grpc);
+    let mut record = Record::new(&connection.worker, connection.direction, connection.caller(), grpc);
+    record.log(&head, connection.peer);
     let reply = match guard::check(&head) {
         Ok(()) => serve(&connection, head, body, &mut record).await,
         Err(refused) => Err(Error::new(Cause::ProtocolError, refused)),
     };
-    Ok(match reply {
+    let mut response = match reply {
         Ok(Reply::Upstream { head, body, lease, deadline }) => {
             record.status = head.status;
             record.note_grpc_status(&head.headers);
@@ -77,23 +102,43 @@ pub async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> R
         Ok(Reply::Switched { head, streams }) => {
             record.status = head.status;
             tokio::task::spawn_local(upgrade::relay(streams, record));
-            Response::from_parts(head, Body::empty())
+            return Ok(Response::from_parts(head, Body::empty()));
         }
         Ok(Reply::Own(response)) => {
             record.end(response.status(), None);
             response
         }
-        Err(error) => {
-            tracing::debug!(cause = error.cause.name(), source = ?error.source, "request failed");
-            let mut response = error::response(error.cause, grpc);
-            record.end(response.status(), Some(error.cause));
-            if error.cause == Cause::ProtocolError && version != Version::HTTP_2 {
-                // After bytes that can be read in two ways, nothing else on this connection can be trusted.
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            response
+        Err(error) => failure(&connection, &error, version, grpc, record)?,
+    };
+    *response.version_mut() = if version == Version::HTTP_2 { version } else { Version::HTTP_11 };
+    if version != Version::HTTP_2 && connection.worker.shared.drain.phase() >= Phase::Draining {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+/// The answer to a request that failed.
+fn failure(
+    connection: &Connection,
+    error: &Error,
+    version: Version,
+    grpc: bool,
+    record: Record,
+) -> Result<Response<Body>, h2::Error> {
+    tracing::debug!(cause = error.cause.name(), source = ?error.source, "request failed");
+    let mut response = error::response(error.cause, grpc);
+    record.end(response.status(), Some(error.cause));
+    if connection.caller().is_some() && error.cause.never_delivered() {
+        if version == Version::HTTP_2 {
+            return Err(h2::Reason::REFUSED_STREAM.into());
         }
-    })
+        response.headers_mut().insert(error::X_HEDDLE_UNDELIVERED, HeaderValue::from_static("true"));
+    }
+    if error.cause == Cause::ProtocolError && version != Version::HTTP_2 {
+        // After bytes that can be read in two ways, nothing else on this connection can be trusted.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
 }
 
 /// What a request led to, if it did not fail.
@@ -108,16 +153,9 @@ enum Reply {
 
 async fn serve(connection: &Connection, mut head: Parts, body: Incoming, record: &mut Record) -> Result<Reply, Error> {
     let arrived = Instant::now();
-    if let Some(application) = &connection.application {
-        record.destination(application);
-        let target = Target {
-            worker: &connection.worker,
-            cluster: application,
-            rule: None,
-            deadline: None,
-            to_application: true,
-        };
-        return forward(&target, head, body, record).await;
+    trace::begin(&mut head.headers, &mut connection.worker.rng.borrow_mut());
+    if let Some(inbound) = &connection.inbound {
+        return serve_inbound(connection, inbound, head, body, record).await;
     }
     let table = route_table(connection)?;
     let rule = &route::select(&table, &head).ok_or(Cause::NoRoute)?.rule;
@@ -127,7 +165,7 @@ async fn serve(connection: &Connection, mut head: Parts, body: Incoming, record:
     }
     let backend = choose_backend(rule, &mut connection.worker.rng.borrow_mut())?;
     let cluster = backend.cluster.as_ref().ok_or(Cause::InvalidBackend)?;
-    record.destination(cluster);
+    record.destination(cluster.service.as_ref());
     if let Verdict::Answer(response) = filter::on_request(&backend.filters, &mut head, port) {
         return Ok(Reply::Own(response));
     }
@@ -136,7 +174,8 @@ async fn serve(connection: &Connection, mut head: Parts, body: Incoming, record:
         cluster,
         rule: Some(rule),
         deadline: rule.request_timeout.map(|timeout| arrived + timeout),
-        to_application: false,
+        towards: Towards::Network,
+        version: upstream_version(cluster, head.version),
     };
     let mut reply = forward(&target, head, body, record).await?;
     if let Reply::Upstream { head, .. } = &mut reply {
@@ -146,11 +185,69 @@ async fn serve(connection: &Connection, mut head: Parts, body: Incoming, record:
     Ok(reply)
 }
 
+async fn serve_inbound(
+    connection: &Connection,
+    inbound: &Inbound,
+    mut head: Parts,
+    body: Incoming,
+    record: &mut Record,
+) -> Result<Reply, Error> {
+    record.destination(inbound.application.service.as_ref());
+    authorize(connection, inbound, &head)?;
+    identity::tell(&mut head.headers, inbound.forwarded_client_cert.as_ref());
+    let target = Target {
+        worker: &connection.worker,
+        cluster: &inbound.application,
+        rule: None,
+        deadline: None,
+        towards: Towards::Application,
+        version: upstream_version(&inbound.application, head.version),
+    };
+    forward(&target, head, body, record).await
+}
+
+/// Asks the policies that are in force for this request.
+fn authorize(connection: &Connection, inbound: &Inbound, head: &Parts) -> Result<(), Error> {
+    let tables = connection.worker.shared.tables.load();
+    let Some(in_force) = &tables.inbound else { return Err(Cause::ConfigUnavailable.into()) };
+    let port = connection.original_dst.port();
+    let policies = &in_force.port(port).policies;
+    if policies.is_empty() {
+        return Ok(());
+    }
+    let host = match head.uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
+    };
+    let caller = inbound.caller.as_deref();
+    let facts = Facts {
+        principal: caller.map(|caller| &*caller.principal),
+        namespace: caller.and_then(|caller| caller.namespace.as_deref()),
+        ip: connection.peer.ip(),
+        port,
+        http: Some(HttpFacts {
+            method: head.method.as_str(),
+            path: Readings::of(head.uri.path()),
+            host: authz::host(host),
+        }),
+    };
+    let decision = authz::decide(policies, &facts);
+    connection.worker.shared.metrics.authorization.decided(&decision);
+    match decision {
+        Decision::Allow | Decision::WouldDeny(_) => Ok(()),
+        Decision::Deny(policy) => Err(Error::new(Cause::Denied, authz::reason(policy.as_deref()))),
+    }
+}
+
 /// The routes of the connection's original destination as they are now.
 fn route_table(connection: &Connection) -> Result<Arc<RouteTable>, Cause> {
-    match connection.worker.shared.tables.load().outbound.get(&connection.original_dst) {
-        Some(Destination::Exists(listener)) => listener.http.clone().ok_or(Cause::ProtocolMismatch),
-        Some(Destination::DoesNotExist) | None => Err(Cause::ConfigUnavailable),
+    let shared = &connection.worker.shared;
+    let tables = shared.tables.load();
+    let destination = tables.outbound.get(&connection.original_dst).ok_or(Cause::ConfigUnavailable)?;
+    destination.seen.touch(shared.now());
+    match &destination.answer {
+        Answer::Exists(listener) => listener.http.clone().ok_or(Cause::ProtocolMismatch),
+        Answer::DoesNotExist => Err(Cause::ConfigUnavailable),
     }
 }
 
@@ -170,19 +267,30 @@ fn choose_backend<'r>(rule: &'r Rule, rng: &mut fastrand::Rng) -> Result<&'r Bac
     chosen.ok_or(Cause::InvalidBackend)
 }
 
+/// A request leaves as it came, unless the endpoints speak only the other version.
+fn upstream_version(cluster: &Cluster, came: Version) -> upstream::Version {
+    match cluster.settings.upstream_http {
+        UpstreamHttp::AsDownstream if came == Version::HTTP_2 => upstream::Version::Http2,
+        UpstreamHttp::AsDownstream | UpstreamHttp::Http1 => upstream::Version::Http1,
+        UpstreamHttp::Http2 => upstream::Version::Http2,
+    }
+}
+
 /// Sends the request and prepares its response for the way back.
-async fn forward(target: &Target<'_>, mut head: Parts, body: Incoming, record: &Record) -> Result<Reply, Error> {
+async fn forward(target: &Target<'_>, mut head: Parts, body: Incoming, record: &mut Record) -> Result<Reply, Error> {
     let upgrade = headers::upgrade_wanted(head.version, &head.headers);
     let downstream = head.extensions.remove::<OnUpgrade>();
     headers::remove_hop_by_hop(&mut head.headers);
-    headers::to_origin_form(&mut head);
-    if let Some(protocol) = upgrade {
+    if head.version != Version::HTTP_2 {
+        headers::to_origin_form(&mut head);
+    }
+    translate::request(&mut head, target.version)?;
+    if let (Some(protocol), upstream::Version::Http1) = (upgrade, target.version) {
         headers::restore_upgrade(&mut head.headers, protocol);
     }
-    head.version = Version::HTTP_11;
     let (response, lease) = attempt::send(target, head, body, record.request_bytes.clone()).await?;
+    record.endpoint(&lease.endpoint);
     let (mut head, body) = response.into_parts();
-    head.version = Version::HTTP_11;
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let upstream = head.extensions.remove::<OnUpgrade>();
         let (Some(downstream), Some(upstream)) = (downstream, upstream) else {

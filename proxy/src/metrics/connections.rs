@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use super::Direction;
+use crate::detect::Limit;
 use crate::http::error::Cause;
 
 /// Counts of downstream connections.
@@ -15,6 +16,7 @@ pub struct Connections {
     refused: IntCounterVec,
     accept_failures: IntCounterVec,
     broken: IntCounterVec,
+    detection_limits: IntCounterVec,
     count: Arc<AtomicUsize>,
 }
 
@@ -69,6 +71,11 @@ impl Connections {
                 "Downstream HTTP connections that ended with an error of the connection, by kind.",
                 &["direction", "kind"],
             )?,
+            detection_limits: counter(
+                "heddle_detection_limits_total",
+                "Connections taken for opaque because a limit of protocol detection was reached.",
+                &["direction", "limit"],
+            )?,
             count: Arc::default(),
         })
     }
@@ -89,6 +96,11 @@ impl Connections {
     pub fn refused(&self, direction: Direction, cause: Cause) {
         tracing::debug!(direction = direction.name(), %cause, "connection refused");
         self.refused.with_label_values(&[direction.name(), cause.name()]).inc();
+    }
+
+    /// Detection reached a limit.
+    pub fn detection_limited(&self, direction: Direction, limit: Limit) {
+        self.detection_limits.with_label_values(&[direction.name(), limit.name()]).inc();
     }
 
     /// accept(2) failed.

@@ -1,16 +1,31 @@
 //! What this sidecar counts, by area; exposed in Prometheus text format on `:15020/metrics`.
 //!
 //! Names carry their unit and end in `_total` where they only grow. Series that grow with traffic are bounded in
-//! number ([`requests::MAX_EDGES`]) and expire when idle.
+//! number ([`edges::MAX_EDGES`]) and expire when idle.
 
+mod access_log;
+mod authorization;
 mod connections;
+mod edges;
+mod handshakes;
+mod outliers;
 mod requests;
 mod retries;
+mod state;
+mod tcp;
 
+pub use access_log::{AccessLog, Format as AccessLogFormat, StartError};
+pub use authorization::Authorization;
 pub use connections::{Connections, Open};
+pub use handshakes::Handshakes;
+pub use outliers::Outliers;
 use prometheus::{Encoder, Registry, TextEncoder};
-pub use requests::{Record, Requests, SeriesCache};
+pub use requests::{Record, RequestCache, Requests};
 pub use retries::Retries;
+pub use state::Snapshot;
+pub use tcp::{Tcp, TcpCache, TcpRecord};
+
+use crate::tables::Millis;
 
 /// Which way a connection or request goes, seen from the workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,8 +53,16 @@ pub struct Metrics {
     pub connections: Connections,
     /// HTTP and gRPC requests.
     pub requests: Requests,
+    /// Opaque connections.
+    pub tcp: Tcp,
     /// Requests sent again.
     pub retries: Retries,
+    /// Endpoints taken out.
+    pub outliers: Outliers,
+    /// Policies' decisions.
+    pub authorization: Authorization,
+    /// TLS handshakes.
+    pub handshakes: Handshakes,
 }
 
 impl Metrics {
@@ -52,18 +75,36 @@ impl Metrics {
         Ok(Self {
             connections: Connections::new(&registry)?,
             requests: Requests::new(&registry)?,
+            tcp: Tcp::new(&registry)?,
             retries: Retries::new(&registry)?,
+            outliers: Outliers::new(&registry)?,
+            authorization: Authorization::new(&registry)?,
+            handshakes: Handshakes::new(&registry)?,
             registry,
         })
     }
 
-    /// The exposition, text format 0.0.4.
+    /// Where further metrics are registered.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Drops series that have been idle too long.
+    pub fn expire(&self, now: Millis) {
+        self.requests.expire(now);
+        self.tcp.expire(now);
+    }
+
+    /// The exposition, text format 0.0.4; `state` is read from the tables for it.
     ///
     /// # Errors
     /// Never in practice: only on a metric without a name.
-    pub fn text(&self) -> prometheus::Result<Vec<u8>> {
+    pub fn text(&self, state: Snapshot) -> prometheus::Result<Vec<u8>> {
+        let mut families = self.registry.gather();
+        families.extend(state.families()?);
+        families.retain(|family| !family.get_metric().is_empty());
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        TextEncoder::new().encode(&families, &mut text)?;
         Ok(text)
     }
 }
@@ -74,6 +115,6 @@ mod tests {
 
     #[test]
     fn no_two_metrics_share_a_name() {
-        Metrics::new().unwrap().text().unwrap();
+        Metrics::new().unwrap().text(Snapshot::new().unwrap()).unwrap();
     }
 }

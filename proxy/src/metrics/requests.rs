@@ -1,33 +1,34 @@
 //! HTTP and gRPC requests, by edge: who called what.
 //!
-//! One [`Record`] lives as long as its request and is counted when dropped, so nothing is counted twice or
-//! forgotten. Workers keep the series they use, so a request costs no look-up by label.
+//! One [`Record`] lives as long as its request and is counted when dropped, so nothing is counted twice or forgotten.
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::time::Instant;
 
+use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 
 use super::Direction;
+use super::access_log::Line;
+use super::edges::{Cache, Edge, Edges, LABELS, Series};
 use crate::http::body::Counter;
 use crate::http::error::Cause;
-use crate::tables::{Cluster, ServiceName};
+use crate::tables::{Endpoint, Millis, ServiceName};
+use crate::tls::Peer;
 use crate::worker::Worker;
-
-/// Most edges one sidecar keeps; requests of further ones are counted under the destination `overflow`. Chosen:
-/// at about 4 KiB an edge this is 4 MiB, and more destinations than a workload of any sense calls.
-pub const MAX_EDGES: usize = 1_000;
 
 /// Seconds; from half a millisecond, what a sidecar pair adds, to ten seconds, where people stop waiting.
 const DURATION_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-const EDGE_LABELS: [&str; 4] = ["direction", "protocol", "destination_namespace", "destination_service"];
-const RESPONSE_LABELS: [&str; 7] =
-    ["direction", "protocol", "destination_namespace", "destination_service", "response_code", "grpc_status", "cause"];
+/// Beyond the edge's.
+const RESPONSE_LABELS: [&str; 3] = ["response_code", "grpc_status", "cause"];
 
 /// Counts of requests.
 pub struct Requests {
@@ -35,73 +36,18 @@ pub struct Requests {
     durations: HistogramVec,
     request_bytes: IntCounterVec,
     response_bytes: IntCounterVec,
+    edges: Edges<Handles>,
 }
 
-impl Requests {
-    /// Registers the metrics of this area.
-    ///
-    /// # Errors
-    /// If a name is taken.
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let responses = IntCounterVec::new(
-            Opts::new("heddle_requests_total", "Requests that ended, by response."),
-            &RESPONSE_LABELS,
-        )?;
-        let durations = HistogramVec::new(
-            HistogramOpts::new(
-                "heddle_request_duration_seconds",
-                "From the request's head to the end of its response.",
-            )
-            .buckets(DURATION_BUCKETS.to_vec()),
-            &EDGE_LABELS,
-        )?;
-        let request_bytes =
-            IntCounterVec::new(Opts::new("heddle_request_bytes_total", "Octets of request bodies."), &EDGE_LABELS)?;
-        let response_bytes =
-            IntCounterVec::new(Opts::new("heddle_response_bytes_total", "Octets of response bodies."), &EDGE_LABELS)?;
-        registry.register(Box::new(responses.clone()))?;
-        registry.register(Box::new(durations.clone()))?;
-        registry.register(Box::new(request_bytes.clone()))?;
-        registry.register(Box::new(response_bytes.clone()))?;
-        Ok(Self { responses, durations, request_bytes, response_bytes })
-    }
+/// The requests one worker has recorded series for.
+pub type RequestCache = Cache<Handles>;
 
-    fn edge(&self, edge: &Edge) -> EdgeSeries {
-        let labels = edge.labels();
-        EdgeSeries {
-            duration: self.durations.with_label_values(&labels),
-            request_bytes: self.request_bytes.with_label_values(&labels),
-            response_bytes: self.response_bytes.with_label_values(&labels),
-            responses: HashMap::new(),
-        }
-    }
-
-    fn response(&self, edge: &Edge, outcome: Outcome) -> IntCounter {
-        let [direction, protocol, namespace, service] = edge.labels();
-        let status = outcome.status.as_str();
-        let grpc_status = outcome.grpc_status.map(|code| code.to_string()).unwrap_or_default();
-        let cause = outcome.cause.map_or("", Cause::name);
-        self.responses.with_label_values(&[direction, protocol, namespace, service, status, &grpc_status, cause])
-    }
-}
-
-/// Who called what.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Edge {
-    direction: Direction,
-    grpc: bool,
-    destination: Option<ServiceName>,
-}
-
-impl Edge {
-    fn labels(&self) -> [&str; 4] {
-        let protocol = if self.grpc { "grpc" } else { "http" };
-        let (namespace, service) = match &self.destination {
-            Some(service) => (&*service.namespace, &*service.name),
-            None => ("", ""),
-        };
-        [self.direction.name(), protocol, namespace, service]
-    }
+/// The series of one edge.
+pub struct Handles {
+    duration: Histogram,
+    request_bytes: IntCounter,
+    response_bytes: IntCounter,
+    responses: Mutex<HashMap<Outcome, IntCounter>>,
 }
 
 /// How a request ended.
@@ -112,17 +58,73 @@ struct Outcome {
     cause: Option<Cause>,
 }
 
-struct EdgeSeries {
-    duration: Histogram,
-    request_bytes: IntCounter,
-    response_bytes: IntCounter,
-    responses: HashMap<Outcome, IntCounter>,
+impl Outcome {
+    fn values(self) -> [String; 3] {
+        let grpc_status = self.grpc_status.map(|code| code.to_string()).unwrap_or_default();
+        [self.status.as_str().to_owned(), grpc_status, self.cause.map_or("", Cause::name).to_owned()]
+    }
 }
 
-/// The series one worker has used.
-#[derive(Default)]
-pub struct SeriesCache {
-    edges: HashMap<Edge, EdgeSeries>,
+impl Requests {
+    /// Registers the metrics of this area.
+    ///
+    /// # Errors
+    /// If a name is taken.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let counter = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntCounterVec> {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let help = "From the request's head to the end of its response.";
+        let durations = HistogramOpts::new("heddle_request_duration_seconds", help).buckets(DURATION_BUCKETS.to_vec());
+        let durations = HistogramVec::new(durations, &LABELS)?;
+        registry.register(Box::new(durations.clone()))?;
+        let responses = [&LABELS[..], &RESPONSE_LABELS[..]].concat();
+        Ok(Self {
+            responses: counter("heddle_requests_total", "Requests that ended, by response.", &responses)?,
+            durations,
+            request_bytes: counter("heddle_request_bytes_total", "Octets of request bodies.", &LABELS)?,
+            response_bytes: counter("heddle_response_bytes_total", "Octets of response bodies.", &LABELS)?,
+            edges: Edges::default(),
+        })
+    }
+
+    /// Drops series that have been idle too long.
+    pub fn expire(&self, now: Millis) {
+        self.edges.expire(now, |series| {
+            let labels = series.labels();
+            // An error says that the series is gone already.
+            let _ = self.durations.remove_label_values(&labels);
+            let _ = self.request_bytes.remove_label_values(&labels);
+            let _ = self.response_bytes.remove_label_values(&labels);
+            let outcomes = series.handles.responses.lock().unwrap_or_else(PoisonError::into_inner);
+            for outcome in outcomes.keys() {
+                let outcome = outcome.values();
+                let labels = [&labels[..], &outcome.each_ref().map(String::as_str)[..]].concat();
+                let _ = self.responses.remove_label_values(&labels);
+            }
+        });
+    }
+
+    fn handles(&self, labels: &[&str; 9]) -> Handles {
+        Handles {
+            duration: self.durations.with_label_values(labels),
+            request_bytes: self.request_bytes.with_label_values(labels),
+            response_bytes: self.response_bytes.with_label_values(labels),
+            responses: Mutex::default(),
+        }
+    }
+
+    fn count(&self, series: &Series<Handles>, outcome: Outcome) {
+        let mut responses = series.handles.responses.lock().unwrap_or_else(PoisonError::into_inner);
+        let response = responses.entry(outcome).or_insert_with(|| {
+            let values = outcome.values();
+            let labels = [&series.labels()[..], &values.each_ref().map(String::as_str)[..]].concat();
+            self.responses.with_label_values(&labels)
+        });
+        response.inc();
+    }
 }
 
 /// One request, counted when dropped.
@@ -130,6 +132,7 @@ pub struct Record {
     worker: Rc<Worker>,
     started: Instant,
     edge: Edge,
+    line: Option<Box<Line>>,
     /// Of the response.
     pub status: StatusCode,
     grpc_status: Option<u16>,
@@ -144,12 +147,14 @@ pub struct Record {
 }
 
 impl Record {
-    /// A request that begins now.
-    pub fn new(worker: Rc<Worker>, direction: Direction, grpc: bool) -> Self {
+    /// A request that begins now; `caller` is known inbound, over mutual TLS.
+    pub fn new(worker: &Rc<Worker>, direction: Direction, caller: Option<&Rc<Peer>>, grpc: bool) -> Self {
+        let protocol = if grpc { GRPC } else { "http" };
         Self {
-            worker,
+            worker: worker.clone(),
             started: Instant::now(),
-            edge: Edge { direction, grpc, destination: None },
+            edge: Edge::new(direction, protocol, caller.map(|caller| &**caller)),
+            line: None,
             status: client_closed(),
             grpc_status: None,
             cause: None,
@@ -159,14 +164,29 @@ impl Record {
         }
     }
 
-    /// The request goes to `cluster`.
-    pub fn destination(&mut self, cluster: &Cluster) {
-        self.edge.destination = cluster.service.clone();
+    /// Begins a line of the access log, if it is on.
+    pub fn log(&mut self, head: &Parts, peer: SocketAddr) {
+        if self.worker.shared.access_log.is_on() {
+            self.line = Some(Box::new(Line::request(head, peer)));
+        }
+    }
+
+    /// The request goes to `service`.
+    pub fn destination(&mut self, service: Option<&ServiceName>) {
+        self.edge.destination(service);
+    }
+
+    /// The request was answered by `endpoint`.
+    pub fn endpoint(&mut self, endpoint: &Endpoint) {
+        self.edge.endpoint(endpoint);
+        if let Some(line) = &mut self.line {
+            line.upstream = Some(endpoint.address);
+        }
     }
 
     /// Takes the gRPC status out of trailers or of a response's only header block.
     pub fn note_grpc_status(&mut self, headers: &HeaderMap) {
-        if self.edge.grpc
+        if self.edge.protocol() == GRPC
             && let Some(status) = headers.get("grpc-status")
         {
             // Codes above 16 do not exist; one label for whatever else a server writes.
@@ -187,17 +207,27 @@ impl Drop for Record {
     fn drop(&mut self) {
         let cause = if self.complete { self.cause } else { Some(Cause::DownstreamClosed) };
         let outcome = Outcome { status: self.status, grpc_status: self.grpc_status, cause };
-        let requests = &self.worker.shared.metrics.requests;
-        let mut cache = self.worker.series.borrow_mut();
-        if !cache.edges.contains_key(&self.edge) && cache.edges.len() >= MAX_EDGES {
-            self.edge.destination = Some(ServiceName { namespace: OVERFLOW.into(), name: OVERFLOW.into() });
+        let shared = &self.worker.shared;
+        let requests = &shared.metrics.requests;
+        let duration = self.started.elapsed();
+        let mut cache = self.worker.request_series.borrow_mut();
+        let own = shared.tables.load();
+        let own = own.inbound.as_deref();
+        let series =
+            requests.edges.series(&mut cache, &self.edge, own, shared.now(), |labels| requests.handles(labels));
+        series.handles.duration.observe(duration.as_secs_f64());
+        series.handles.request_bytes.inc_by(self.request_bytes.get());
+        series.handles.response_bytes.inc_by(self.response_bytes);
+        requests.count(series, outcome);
+        if let Some(mut line) = self.line.take() {
+            line.status = Some(self.status.as_u16());
+            line.grpc_status = self.grpc_status;
+            line.cause = cause.map(Cause::name);
+            line.sent_bytes = self.request_bytes.get();
+            line.received_bytes = self.response_bytes;
+            line.edge(&series.labels());
+            shared.access_log.write(&mut line, duration);
         }
-        let series = cache.edges.entry(self.edge.clone()).or_insert_with(|| requests.edge(&self.edge));
-        series.duration.observe(self.started.elapsed().as_secs_f64());
-        series.request_bytes.inc_by(self.request_bytes.get());
-        series.response_bytes.inc_by(self.response_bytes);
-        let response = series.responses.entry(outcome);
-        response.or_insert_with(|| requests.response(&self.edge, outcome)).inc();
     }
 }
 
@@ -205,6 +235,8 @@ impl Drop for Record {
 fn client_closed() -> StatusCode {
     StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST)
 }
+
+/// Value of the `protocol` label.
+const GRPC: &str = "grpc";
 /// gRPC status UNKNOWN.
 const GRPC_UNKNOWN: u16 = 2;
-const OVERFLOW: &str = "overflow";

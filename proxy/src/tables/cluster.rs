@@ -33,7 +33,7 @@ pub struct Cluster {
 }
 
 /// What a cluster is configured to do.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// How an endpoint is chosen.
     pub policy: LoadBalancing,

@@ -80,6 +80,11 @@ impl Operation {
 }
 
 impl PolicySet {
+    /// Whether everything is allowed.
+    pub fn is_empty(&self) -> bool {
+        self.deny.is_empty() && self.allow.is_empty()
+    }
+
     /// Whether any policy here can only be decided for an HTTP request.
     pub fn needs_http(&self) -> bool {
         let policies = self.deny.iter().chain(&self.allow);

@@ -1,64 +1,45 @@
 //! HTTP connections of one worker, by endpoint.
 //!
-//! HTTP/1 connections are lent to one request at a time and come back when its response has been read whole.
+//! HTTP/1 connections are lent to one request at a time and come back when its response has been read whole; HTTP/2
+//! connections are shared until their streams are used up. Requests that find none dial; for HTTP/2 one dials and
+//! the others wait for it.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use ::http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{TrySendError, http1, http2};
 
+use super::connect::{Dialled, Towards};
+use super::http::{self, Sender, Streams, Version};
 use crate::balance::breaker::{self, Kind, Permit};
 use crate::http::body::RequestBody;
 use crate::http::error::{Cause, Error};
-use crate::http::{MAX_HEAD_BYTES, MAX_HEADER_FIELDS};
 use crate::tables::cluster::{Cluster, Endpoint};
 use crate::worker::Worker;
 
-/// Idle connections of one worker.
+/// Streams put on one HTTP/2 connection before another is opened. The smallest limit RFC 9113 §6.5.2 recommends to
+/// servers, and what most announce.
+const MAX_STREAMS: usize = 100;
+
+/// Connections of one worker.
 #[derive(Default)]
 pub struct Pools {
     idle: HashMap<u64, Vec<Idle>>,
+    shared: HashMap<u64, Vec<Shared>>,
+    /// Held by whoever dials HTTP/2 to an endpoint.
+    dialling: HashMap<u64, Rc<tokio::sync::Mutex<()>>>,
 }
 
+/// An HTTP/1 connection that nobody uses.
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
     since: Instant,
     keep: Duration,
-}
-
-impl Pools {
-    /// The most recently used connection to `endpoint` that is still open.
-    fn take(&mut self, endpoint: u64, now: Instant) -> Option<http1::SendRequest<RequestBody>> {
-        let idle = self.idle.get_mut(&endpoint)?;
-        while let Some(last) = idle.pop() {
-            if last.usable(now) {
-                return Some(last.sender);
-            }
-        }
-        None
-    }
-
-    fn put(&mut self, endpoint: u64, idle: Idle) {
-        self.idle.entry(endpoint).or_default().push(idle);
-    }
-
-    /// Closes what has been idle too long or was closed by the other side. Called about once a second.
-    pub fn sweep(&mut self, now: Instant) {
-        self.idle.retain(|_, idle| {
-            idle.retain(|one| one.usable(now));
-            !idle.is_empty()
-        });
-    }
-
-    /// How many connections lie idle.
-    pub fn idle(&self) -> usize {
-        self.idle.values().map(Vec::len).sum()
-    }
 }
 
 impl Idle {
@@ -67,21 +48,63 @@ impl Idle {
     }
 }
 
-/// A connection that takes a request.
-pub enum Sender {
-    /// Lent to one request alone.
-    Http1(http1::SendRequest<RequestBody>),
+/// An HTTP/2 connection.
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    streams: Streams,
+    used: Instant,
+    keep: Duration,
 }
 
-impl Sender {
-    /// Sends a request; an error gives it back if none of it was sent.
-    pub async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        match self {
-            Self::Http1(sender) => sender.try_send_request(request).await,
+impl Shared {
+    fn usable(&self, now: Instant) -> bool {
+        let idle = self.streams.get() == 0 && now.saturating_duration_since(self.used) >= self.keep;
+        !self.sender.is_closed() && !idle
+    }
+}
+
+impl Pools {
+    /// The most recently used HTTP/1 connection to `endpoint` that is still open.
+    fn take(&mut self, endpoint: u64, now: Instant) -> Option<Sender> {
+        let idle = self.idle.get_mut(&endpoint)?;
+        while let Some(last) = idle.pop() {
+            if last.usable(now) {
+                return Some(Sender::Http1(last.sender));
+            }
         }
+        None
+    }
+
+    /// The HTTP/2 connection to `endpoint` with the fewest streams, if it has room.
+    fn share(&mut self, endpoint: u64, now: Instant) -> Option<Sender> {
+        let shared = self.shared.get_mut(&endpoint)?;
+        shared.retain(|one| !one.sender.is_closed());
+        let least = shared.iter_mut().min_by_key(|one| one.streams.get())?;
+        if least.streams.get() >= MAX_STREAMS {
+            return None;
+        }
+        least.used = now;
+        Some(Sender::Http2(least.sender.clone(), least.streams.clone()))
+    }
+
+    /// Closes what has been idle too long or was closed by the other side. Called about once a second.
+    pub fn sweep(&mut self, now: Instant) {
+        self.idle.retain(|_, idle| {
+            idle.retain(|one| one.usable(now));
+            !idle.is_empty()
+        });
+        self.shared.retain(|_, shared| {
+            shared.retain(|one| one.usable(now));
+            !shared.is_empty()
+        });
+        self.dialling.retain(|_, lock| Rc::strong_count(lock) > 1);
+    }
+
+    /// How many HTTP/1 connections lie idle, and how many HTTP/2 connections are open.
+    pub fn sizes(&self) -> (usize, usize) {
+        let count = |len: usize, sum: usize| len + sum;
+        let idle = self.idle.values().map(Vec::len).fold(0, count);
+        (idle, self.shared.values().map(Vec::len).fold(0, count))
     }
 }
 
@@ -104,26 +127,37 @@ impl Lease {
         self
     }
 
-    /// The connection itself.
+    /// The version requests leave in.
+    pub fn version(&self) -> Version {
+        match self.sender {
+            Some(Sender::Http2(..)) => Version::Http2,
+            Some(Sender::Http1(_)) | None => Version::Http1,
+        }
+    }
+
+    /// Sends a request; an error gives it back if none of it was sent.
+    ///
+    /// # Errors
+    /// If the connection broke, or the request was refused.
     pub async fn send(
         &mut self,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        // Proof: `sender` is taken only by `complete`, which consumes the lease.
+        // Proof: `sender` is taken only by `complete` and `drop`, which end the lease.
         #[allow(clippy::expect_used)]
         let sender = self.sender.as_mut().expect("a lease holds its connection");
         sender.send(request).await
     }
 
-    /// The response was read whole: the connection goes back as soon as it is ready.
+    /// The response was read whole: an HTTP/1 connection goes back as soon as it is ready.
     pub fn complete(mut self) {
-        let Some(Sender::Http1(sender)) = self.sender.take() else { return };
+        let Some(Sender::Http1(_)) = &self.sender else { return };
+        let Some(Sender::Http1(mut sender)) = self.sender.take() else { return };
         let (worker, endpoint) = (self.worker.clone(), self.endpoint.id());
         let keep = self.cluster.settings.idle_timeout;
         if sender.is_ready() {
             return give_back(&worker, endpoint, sender, keep);
         }
-        let mut sender = sender;
         tokio::task::spawn_local(async move {
             if sender.ready().await.is_ok() {
                 give_back(&worker, endpoint, sender, keep);
@@ -132,56 +166,87 @@ impl Lease {
     }
 }
 
-fn give_back(worker: &Worker, endpoint: u64, sender: http1::SendRequest<RequestBody>, keep: Duration) {
-    worker.pools.borrow_mut().put(endpoint, Idle { sender, since: Instant::now(), keep });
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(Sender::Http2(_, streams)) = &self.sender {
+            streams.set(streams.get().saturating_sub(1));
+        }
+    }
 }
 
-/// A connection to `endpoint`: an idle one, or a new one.
+fn give_back(worker: &Worker, endpoint: u64, sender: http1::SendRequest<RequestBody>, keep: Duration) {
+    let idle = Idle { sender, since: Instant::now(), keep };
+    worker.pools.borrow_mut().idle.entry(endpoint).or_default().push(idle);
+}
+
+/// A connection to `endpoint` for `version`: one that is open, or a new one.
+///
+/// # Errors
+/// If none can be made, or a circuit breaker is open.
 pub async fn lend(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
     endpoint: Arc<Endpoint>,
-    to_application: bool,
+    version: Version,
+    towards: Towards,
 ) -> Result<Lease, Error> {
-    let idle = worker.pools.borrow_mut().take(endpoint.id(), Instant::now());
-    let reused = idle.is_some();
-    let sender = match idle {
-        Some(sender) => sender,
-        None => connect(worker, cluster, &endpoint, to_application).await?,
+    let id = endpoint.id();
+    let found = match version {
+        Version::Http1 => worker.pools.borrow_mut().take(id, Instant::now()),
+        Version::Http2 => worker.pools.borrow_mut().share(id, Instant::now()),
     };
-    Ok(Lease {
-        worker: worker.clone(),
-        cluster: cluster.clone(),
-        endpoint,
-        reused,
-        sender: Some(Sender::Http1(sender)),
-        request: None,
-    })
+    let reused = found.is_some();
+    let sender = match (found, version) {
+        (Some(sender), _) => sender,
+        (None, Version::Http1) => {
+            let (dialled, permit) = connect(worker, cluster, &endpoint, version, towards).await?;
+            Sender::Http1(http::http1(dialled, permit).await.map_err(broke_at_once)?)
+        }
+        (None, Version::Http2) => share_or_dial(worker, cluster, &endpoint, towards).await?,
+    };
+    if let Sender::Http2(_, streams) = &sender {
+        streams.set(streams.get() + 1);
+    }
+    let (worker, cluster) = (worker.clone(), cluster.clone());
+    Ok(Lease { worker, cluster, endpoint, reused, sender: Some(sender), request: None })
 }
 
-async fn connect(
+/// Dials HTTP/2, unless another request does so already: then its connection is shared.
+async fn share_or_dial(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
     endpoint: &Endpoint,
-    to_application: bool,
-) -> Result<http1::SendRequest<RequestBody>, Error> {
-    let permit = breaker::permit(&cluster.state, &cluster.settings, Kind::Connections).ok_or(Cause::Overflow)?;
-    let stream = worker.shared.dialer.dial(endpoint, &cluster.settings, to_application).await?;
-    let (sender, connection) = http1::Builder::new()
-        .preserve_header_case(true)
-        .max_headers(MAX_HEADER_FIELDS)
-        .max_header_size(MAX_HEAD_BYTES)
-        .max_buf_size(CONNECTION_BUFFER_BYTES)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| Error::new(Cause::ConnectRefused, error))?;
-    tokio::task::spawn_local(async move {
-        // How it ended reaches the request that was on it; an idle connection's end is nobody's failure.
-        let _ = connection.with_upgrades().await;
-        drop(permit);
-    });
-    Ok(sender)
+    towards: Towards,
+) -> Result<Sender, Error> {
+    let id = endpoint.id();
+    let dialling = worker.pools.borrow_mut().dialling.entry(id).or_default().clone();
+    let _turn = dialling.lock().await;
+    if let Some(sender) = worker.pools.borrow_mut().share(id, Instant::now()) {
+        return Ok(sender);
+    }
+    let (dialled, permit) = connect(worker, cluster, endpoint, Version::Http2, towards).await?;
+    let sender = http::http2(dialled, permit).await.map_err(broke_at_once)?;
+    let streams = Rc::new(Cell::new(0));
+    let keep = cluster.settings.idle_timeout;
+    let shared = Shared { sender: sender.clone(), streams: streams.clone(), used: Instant::now(), keep };
+    worker.pools.borrow_mut().shared.entry(id).or_default().push(shared);
+    Ok(Sender::Http2(sender, streams))
 }
 
-/// Most that hyper buffers of one connection: the largest head, and as much again for a body's chunks.
-const CONNECTION_BUFFER_BYTES: usize = 2 * MAX_HEAD_BYTES;
+async fn connect(
+    worker: &Worker,
+    cluster: &Arc<Cluster>,
+    endpoint: &Endpoint,
+    version: Version,
+    towards: Towards,
+) -> Result<(Dialled, Permit), Error> {
+    let permit = |kind| breaker::permit(&cluster.state, &cluster.settings, kind).ok_or(Cause::Overflow);
+    let connection = permit(Kind::Connections)?;
+    let _pending = permit(Kind::Pending)?;
+    let dialled = worker.shared.dialer.dial(endpoint, &cluster.settings, version.alpn(), towards).await?;
+    Ok((dialled, connection))
+}
+
+fn broke_at_once(error: hyper::Error) -> Error {
+    Error::new(Cause::ConnectRefused, error)
+}

@@ -1,0 +1,124 @@
+//! Opaque connections: an endpoint is picked and dialled, then bytes go both ways until the end.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::balance::breaker::{self, Kind, Permit};
+use crate::balance::{self, Nothing, outlier};
+use crate::http::error::{Cause, Error};
+use crate::metrics::TcpRecord;
+use crate::relay;
+use crate::stream::Stream;
+use crate::tables::cluster::{Cluster, DEFAULT_CONNECT_TIMEOUT, Endpoint};
+use crate::tls::Alpn;
+use crate::upstream::Towards;
+use crate::worker::Worker;
+
+/// Further endpoints that are tried when one cannot be reached, as for requests.
+const MAX_RETRIES: usize = 2;
+
+/// A connection to an endpoint, for opaque bytes.
+pub struct Dialled {
+    /// The bytes.
+    pub stream: Stream,
+    /// Whose.
+    pub endpoint: Arc<Endpoint>,
+    ends: Option<Instant>,
+    _permit: Permit,
+}
+
+/// Dials an endpoint of `cluster`; one that cannot be reached was sent nothing, so another is tried.
+///
+/// # Errors
+/// The last failure.
+pub async fn dial(worker: &Rc<Worker>, cluster: &Arc<Cluster>, towards: Towards) -> Result<Dialled, Error> {
+    let mut tried = Vec::new();
+    loop {
+        let permit = breaker::permit(&cluster.state, &cluster.settings, Kind::Connections).ok_or(Cause::Overflow)?;
+        let endpoint = pick(worker, cluster, &tried)?;
+        tried.push(endpoint.id());
+        match worker.shared.dialer.dial(&endpoint, &cluster.settings, Alpn::Tcp, towards).await {
+            Ok(dialled) => {
+                outlier::success(&endpoint);
+                return Ok(Dialled { stream: dialled.stream, endpoint, ends: dialled.ends, _permit: permit });
+            }
+            Err(error) => {
+                if outlier::failure(cluster, &endpoint, worker.shared.now()) {
+                    worker.shared.metrics.outliers.ejected(&cluster.name);
+                }
+                if !error.cause.never_delivered() || tried.len() > MAX_RETRIES {
+                    return Err(error);
+                }
+                worker.shared.metrics.retries.record(&cluster.name, "never_delivered");
+            }
+        }
+    }
+}
+
+fn pick(worker: &Worker, cluster: &Cluster, tried: &[u64]) -> Result<Arc<Endpoint>, Error> {
+    let mut view = balance::View {
+        loads: &worker.loads.borrow(),
+        rng: &mut worker.rng.borrow_mut(),
+        now: Instant::now(),
+        now_ms: worker.shared.now(),
+    };
+    balance::pick(cluster, tried, &mut view).map_err(|nothing| match nothing {
+        Nothing::NoEndpoints => Cause::NoEndpoints.into(),
+        Nothing::AllEjected => Cause::AllEjected.into(),
+    })
+}
+
+/// Dials a host outside the mesh as the application would.
+///
+/// # Errors
+/// If it cannot be reached.
+pub async fn dial_outside(worker: &Worker, address: SocketAddr) -> Result<Stream, Error> {
+    let connect = worker.shared.dialer.tcp(address, Towards::Network);
+    match tokio::time::timeout(DEFAULT_CONNECT_TIMEOUT, connect).await {
+        Ok(Ok(stream)) => Ok(stream.into()),
+        Ok(Err(error)) => Err(Error::new(Cause::ConnectRefused, error)),
+        Err(_) => Err(Cause::ConnectTimeout.into()),
+    }
+}
+
+/// Relays until both sides are done, one breaks, a certificate has long expired, or `revoked` says that policy no
+/// longer allows it.
+pub async fn relay(client: Stream, server: Dialled, record: TcpRecord, revoked: impl Future<Output = Cause>) {
+    let Dialled { stream, endpoint, ends, _permit } = server;
+    let worker = record.worker().clone();
+    worker.loads.borrow_mut().begin(endpoint.id());
+    let limited = async {
+        match ends {
+            None => revoked.await,
+            Some(ends) => tokio::select! {
+                cause = revoked => cause,
+                () = tokio::time::sleep_until(ends.into()) => Cause::TlsFailure,
+            },
+        }
+    };
+    relay_streams(client, stream, record, limited).await;
+    worker.loads.borrow_mut().end(endpoint.id(), None, Instant::now());
+}
+
+/// [`relay`] where there is no endpoint.
+pub async fn relay_streams(
+    mut client: Stream,
+    mut server: Stream,
+    mut record: TcpRecord,
+    revoked: impl Future<Output = Cause>,
+) {
+    let ended = tokio::select! {
+        ended = relay::both_ways(&mut client, &mut server, &record) => ended.map_err(|_| Cause::ResetAfterResponse),
+        cause = revoked => Err(cause),
+    };
+    match ended {
+        Ok(()) => {}
+        Err(cause) => {
+            record.failed(cause);
+            client.abort();
+            server.abort();
+        }
+    }
+}
