@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use clap::Args;
 use serde::Serialize;
 
+use crate::identity::IdentityConfig;
 use crate::metrics::AccessLogFormat;
 
 /// Settings of `heddle-proxy run`. Each flag can be given as the environment variable named beside it.
@@ -39,6 +40,15 @@ pub struct Config {
     /// Longest wait, in seconds, for what is in flight when the sidecar is told to end.
     #[arg(long, env = "HEDDLE_DRAIN_SECONDS", default_value_t = DEFAULT_DRAIN_SECONDS)]
     pub drain_seconds: u64,
+    /// Filter of the log, in the syntax of `tracing`: `info`, `heddle_proxy=debug`.
+    #[arg(long, env = "HEDDLE_LOG", default_value = "info")]
+    pub log: String,
+    /// Log as JSON.
+    #[arg(long, env = "HEDDLE_LOG_JSON")]
+    pub log_json: bool,
+    /// Who this workload is.
+    #[command(flatten)]
+    pub identity: IdentityConfig,
     /// Most downstream connections at once; above it new ones are closed and counted.
     #[arg(long, env = "HEDDLE_MAX_CONNECTIONS", default_value_t = DEFAULT_MAX_CONNECTIONS)]
     pub max_connections: usize,
@@ -62,10 +72,21 @@ impl Default for Config {
             control_plane: None,
             mark: None,
             access_log: AccessLogFormat::Off,
+            log: "info".to_owned(),
+            log_json: false,
+            identity: IdentityConfig::default(),
             drain_seconds: DEFAULT_DRAIN_SECONDS,
             max_connections: DEFAULT_MAX_CONNECTIONS,
         }
     }
+}
+
+/// Settings of `heddle-proxy drain`.
+#[derive(Debug, Clone, Args)]
+pub struct DrainArgs {
+    /// Admin port of the sidecar.
+    #[arg(long, env = "HEDDLE_ADMIN_PORT", default_value_t = 15000)]
+    pub admin_port: u16,
 }
 
 impl Config {

@@ -5,16 +5,20 @@
 //! reaches it only as immutable [`tables`].
 
 pub mod admin;
+pub mod agent;
 pub mod app;
 pub mod applications;
 pub mod authz;
 pub mod balance;
 pub mod capture;
+pub mod commands;
 pub mod config;
 pub mod detect;
 pub mod drain;
 pub mod http;
+pub mod identity;
 pub mod inbound;
+// pub mod link;
 pub mod listen;
 pub mod logging;
 pub mod metrics;

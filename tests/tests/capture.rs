@@ -494,7 +494,7 @@ fn children_die_with_a_parent_that_is_killed() {
     parent.kill().unwrap();
     parent.wait().unwrap();
 
-    // The child holds the pipe's other end until it is dead; it would print again after 1,000 seconds.
+    // The child, one process, holds the pipe's other end until it is dead.
     assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
 }
 
@@ -555,7 +555,7 @@ fn in_a_process_of_its_own() {
             let mut child = netns.spawn(command).unwrap();
             child.wait().unwrap();
         }
-        "exec-sleep" => become_program(None, &["sh", "-c", "echo child runs; sleep 1000; echo child ends"]),
+        "exec-sleep" => become_program(None, &["sh", "-c", "echo child runs; exec sleep 1000"]),
         "exec-id" => become_program(Some(UID), &["id"]),
         "unprivileged" => {
             let error = capture::install(&Rules::default()).unwrap_err();

@@ -6,7 +6,7 @@ use std::io;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage};
 use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeader, AddressHeaderFlags, AddressMessage, AddressScope,
+    AddressAttribute, AddressFlags, AddressHeader, AddressHeaderFlags, AddressMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -62,8 +62,8 @@ fn address() -> AddressMessage {
         family: AddressFamily::Inet6,
         prefix_len: 128,
         flags: AddressHeaderFlags::Nodad,
-        scope: AddressScope::Host,
         index: LOOPBACK_INDEX,
+        ..AddressHeader::default()
     };
     message.attributes = vec![
         AddressAttribute::Local(INBOUND_SOURCE_V6.into()),

@@ -92,6 +92,11 @@ impl Connections {
         Some(Open { gauge, count: self.count.clone() })
     }
 
+    /// Whether any connection is open.
+    pub fn are_open(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 0
+    }
+
     /// A connection was closed unserved.
     pub fn refused(&self, direction: Direction, cause: Cause) {
         tracing::debug!(direction = direction.name(), %cause, "connection refused");

@@ -6,6 +6,7 @@
 //! side. Certificates and verification are `heddle-certs`'; here they meet connections.
 
 mod accept;
+mod control_plane;
 mod dial;
 mod hello;
 mod identity;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 pub use accept::accept;
+pub use control_plane::{ControlPlane, Error as ControlPlaneError};
 pub use dial::dial;
 use heddle_certs::peer::peer_identity;
 use heddle_certs::verify;

@@ -1,0 +1,139 @@
+//! Listener `outbound/<ip>:<port>` → protocol, route table and cluster by name.
+//!
+//! The protocol is told from the shape: an http_inspector means that bytes decide, an HTTP connection manager of codec
+//! HTTP2 means HTTP/2, of any other HTTP, none at all opaque bytes.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
+use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener as PbListener};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    CodecType, RouteSpecifier,
+};
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+use heddle_xds::resource::parse_outbound;
+use prost::Name;
+
+use super::read::{self, Error, Within};
+use crate::tables::listener::Protocol;
+
+/// One original destination, with the names of what it leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parsed {
+    /// Declared protocol.
+    pub protocol: Protocol,
+    /// The route table's name, where there may be HTTP.
+    pub routes: Option<Arc<str>>,
+    /// The cluster's name, where there may be opaque bytes.
+    pub tcp: Option<Arc<str>>,
+}
+
+/// Reads the resource `name`, `outbound/<ip>:<port>`.
+///
+/// # Errors
+/// The first field that is wrong.
+pub fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, Error> {
+    let message: PbListener = read::message(bytes)?;
+    read::name("name", &message.name, name)?;
+    let address = read::socket_address(message.address.as_ref()).within("address")?;
+    if parse_outbound(name) != Some(address) {
+        return Err(Error::new("address", format!("is {address}, must be the one the listener is named after")));
+    }
+    let mut found = Chains::default();
+    for (index, chain) in message.filter_chains.iter().enumerate() {
+        found.take(chain).nth("filter_chains", index)?;
+    }
+    if let Some(chain) = &message.default_filter_chain {
+        found.take(chain).within("default_filter_chain")?;
+    }
+    let by_bytes = message.listener_filters.iter().any(|filter| filter.name == HTTP_INSPECTOR);
+    let protocol = match (&found.routes, &found.tcp) {
+        (None, None) => return Err(Error::new("filter_chains", "must hold an http_connection_manager or a tcp_proxy")),
+        _ if by_bytes => Protocol::Detect,
+        (Some(_), Some(_)) => {
+            let reason = format!("must hold {HTTP_INSPECTOR} where there are chains for HTTP and for opaque bytes");
+            return Err(Error::new("listener_filters", reason));
+        }
+        (Some((CodecType::Http2, _)), None) => Protocol::Http2,
+        (Some(_), None) => Protocol::Http,
+        (None, Some(_)) => Protocol::Tcp,
+    };
+    Ok(Parsed { protocol, routes: found.routes.map(|(_, name)| name), tcp: found.tcp })
+}
+
+#[derive(Default)]
+struct Chains {
+    routes: Option<(CodecType, Arc<str>)>,
+    tcp: Option<Arc<str>>,
+}
+
+impl Chains {
+    fn take(&mut self, chain: &FilterChain) -> Result<(), Error> {
+        let [filter] = chain.filters.as_slice() else {
+            return Err(Error::new("filters", format!("has {} entries, must have one", chain.filters.len())));
+        };
+        let any = match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) => any,
+            Some(ConfigType::ConfigDiscovery(_)) | None => {
+                return Err(Error::new("typed_config", "is missing")).nth("filters", 0);
+            }
+        };
+        if any.type_url == TcpProxy::type_url() {
+            let cluster = tcp_cluster(&read::unpack(Some(any)).nth("filters", 0)?).nth("filters", 0)?;
+            return once(&mut self.tcp, cluster).nth("filters", 0);
+        }
+        let manager: HttpConnectionManager = read::unpack(Some(any)).nth("filters", 0)?;
+        once(&mut self.routes, routes(&manager).within("typed_config").nth("filters", 0)?).nth("filters", 0)
+    }
+}
+
+fn once<T>(place: &mut Option<T>, value: T) -> Result<(), Error> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(Error::new("", "is the second of its kind in one listener")),
+    }
+}
+
+fn tcp_cluster(proxy: &TcpProxy) -> Result<Arc<str>, Error> {
+    match &proxy.cluster_specifier {
+        Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => Ok(name.as_str().into()),
+        _ => Err(Error::new("typed_config.cluster", "must name a cluster")),
+    }
+}
+
+fn routes(manager: &HttpConnectionManager) -> Result<(CodecType, Arc<str>), Error> {
+    let codec = match CodecType::try_from(manager.codec_type) {
+        Ok(codec @ (CodecType::Auto | CodecType::Http1 | CodecType::Http2)) => codec,
+        Ok(CodecType::Http3) | Err(_) => {
+            return Err(Error::new("codec_type", format!("is {}, must be AUTO, HTTP1 or HTTP2", manager.codec_type)));
+        }
+    };
+    match &manager.route_specifier {
+        Some(RouteSpecifier::Rds(rds)) if !rds.route_config_name.is_empty() => {
+            Ok((codec, rds.route_config_name.as_str().into()))
+        }
+        _ => Err(Error::new("rds.route_config_name", "must name a route configuration")),
+    }
+}
+
+/// The listener filter that looks for HTTP.
+const HTTP_INSPECTOR: &str = "envoy.filters.listener.http_inspector";
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_that_says_nothing_or_lies_about_its_name_is_refused() {
+        let empty = PbListener { name: "outbound/10.0.0.1:80".into(), ..PbListener::default() };
+        let error = parse("outbound/10.0.0.2:80", &empty.encode_to_vec()).unwrap_err();
+        assert_eq!(error.to_string(), "name: is \"outbound/10.0.0.1:80\", must be \"outbound/10.0.0.2:80\"");
+        let error = parse("outbound/10.0.0.1:80", &empty.encode_to_vec()).unwrap_err();
+        assert_eq!(error.field, "address.socket_address");
+        assert!(parse("outbound/10.0.0.1:80", b"\xff").unwrap_err().reason.starts_with("does not decode: "));
+    }
+}
