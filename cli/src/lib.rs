@@ -1,3 +1,60 @@
-//! heddle
+//! The `heddle` tool: runs a mesh on this machine, and any part of Heddle by itself.
+//!
+//! One binary for a laptop: `heddle proxy …` is the sidecar, `heddle control-plane …` the control plane. Images ship
+//! those as binaries of their own.
 
+pub mod demo;
 pub mod pods;
+mod token;
+
+use clap::{Parser, Subcommand};
+
+/// Heddle, a service mesh.
+#[derive(Debug, Parser)]
+#[command(name = "heddle", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs a whole mesh on this machine and tells a story with it.
+    Demo(demo::DemoArgs),
+    /// The sidecar and its commands.
+    Proxy {
+        #[command(subcommand)]
+        command: heddle_proxy::commands::Command,
+    },
+    /// The control plane.
+    ControlPlane(Box<heddle_control_plane::config::Config>),
+    /// Makes a join token for a workload outside Kubernetes.
+    Token(token::TokenArgs),
+    /// Runs a program inside a pod, as one that dies with it.
+    #[command(hide = true)]
+    PodExec(pods::exec::PodExecArgs),
+    /// One of the demo's applications.
+    #[command(hide = true)]
+    DemoWorkload {
+        #[command(subcommand)]
+        workload: demo::workloads::Workload,
+    },
+}
+
+/// Runs the command that the arguments of this process name.
+///
+/// # Errors
+/// If it cannot do what it is for.
+pub fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Demo(args) => demo::run(args),
+        Command::Proxy { command } => heddle_proxy::commands::run(command),
+        Command::ControlPlane(config) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            Ok(runtime.block_on(heddle_control_plane::app::run(*config))?)
+        }
+        Command::Token(args) => token::run(&args),
+        Command::PodExec(args) => match pods::exec::main(&args)? {},
+        Command::DemoWorkload { workload } => demo::workloads::run(workload),
+    }
+}

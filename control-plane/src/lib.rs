@@ -1,1 +1,22 @@
-//! heddle-control-plane
+//! The control plane: reads the objects that describe a mesh and tells every sidecar what it needs, over xDS.
+
+pub mod admin;
+pub mod admit;
+pub mod ads;
+pub mod api;
+pub mod app;
+pub mod authority;
+pub mod config;
+pub mod emit;
+pub mod feedback;
+pub mod issue;
+pub mod listen;
+pub mod logging;
+pub mod mesh;
+pub mod metrics;
+pub mod model;
+pub mod objects;
+pub mod publish;
+pub mod source;
+pub mod status;
+pub mod translate;

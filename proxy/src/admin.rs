@@ -5,7 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -14,9 +14,11 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use heddle_xds::resource::Kind;
 
 use crate::drain::Phase;
 use crate::metrics::Snapshot;
+use crate::sync::Counts;
 use crate::worker::{PoolSizes, Shared};
 use crate::{listen, logging};
 
@@ -134,9 +136,25 @@ fn snapshot(shared: &Shared) -> prometheus::Result<Snapshot> {
     if let Some(held) = shared.dialer.identity.load() {
         let identity = held.identity();
         let expires = identity.not_after().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        snapshot.certificate(&identity.id().to_string(), identity.serial_hex(), expires);
+        snapshot.certificate(&identity.id().to_string(), identity.serial_hex(), expires, held.handshakes());
     }
+    add_xds(&snapshot, &shared.xds);
     Ok(snapshot)
+}
+
+fn add_xds(snapshot: &Snapshot, counts: &Counts) {
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    snapshot.xds_state("connected", counts.connected.load(Ordering::Relaxed).into());
+    snapshot.xds_state("destinations", read(&counts.destinations));
+    snapshot.xds_event("destination_limit", read(&counts.limit_hits));
+    snapshot.xds_event("destination_unused", read(&counts.unused));
+    snapshot.xds_event("partial_publication", read(&counts.partial));
+    snapshot.xds_event("disconnect", read(&counts.disconnects));
+    for kind in Kind::DELIVERY {
+        let of = counts.of(kind);
+        let version = of.version.load(Ordering::Relaxed);
+        snapshot.xds_kind(kind.short_name(), read(&of.ack), read(&of.nack), read(&of.held), version);
+    }
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {

@@ -54,8 +54,7 @@ pub enum Error {
 pub async fn run(args: AgentArgs) -> Result<(), Error> {
     let control_plane = ControlPlane { address: args.control_plane, mark: args.mark };
     let keeper = Keeper::new(args.identity, control_plane)?;
-    std::fs::create_dir_all(&args.directory)
-        .map_err(|source| Error::Write { path: args.directory.clone(), source })?;
+    std::fs::create_dir_all(&args.directory).map_err(|source| Error::Write { path: args.directory.clone(), source })?;
     for (name, text) in sds_files(&args.directory) {
         let path = args.directory.join(name);
         std::fs::write(&path, text).map_err(|source| Error::Write { path, source })?;

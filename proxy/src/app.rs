@@ -56,6 +56,7 @@ pub fn start(config: Config, tables: Tables) -> Result<Sidecar, Error> {
         dialer: Dialer { mark: config.mark, identity: tls::Current::default(), handshakes: metrics.handshakes.clone() },
         tables: tables::Store::new(tables),
         demand,
+        xds: Arc::default(),
         drain: Drain::default(),
         access_log: AccessLog::start(config.access_log, metrics.registry())?,
         metrics,

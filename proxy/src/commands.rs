@@ -14,7 +14,7 @@ use crate::app;
 use crate::capture::{self, CaptureArgs};
 use crate::config::{Config, DrainArgs};
 use crate::drain::Phase;
-// use crate::link;
+use crate::link;
 use crate::logging;
 use crate::tables::Tables;
 use crate::worker::Shared;
@@ -53,7 +53,7 @@ fn sidecar(config: Config) -> anyhow::Result<()> {
     logging::start(&config.log, config.log_json)?;
     let sidecar = app::start(config, Tables::default())?;
     let shared = sidecar.shared.clone();
-    // link::start(sidecar)?;
+    link::start(sidecar)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(until_told_to_end())?;
     shared.drain.advance(Phase::Terminating);

@@ -27,9 +27,6 @@ pub enum Error {
     /// No thread.
     #[error("cannot start the control thread: {0}; is the limit of processes reached?")]
     Thread(#[from] io::Error),
-    /// Its metrics cannot be registered.
-    #[error("cannot register metrics: {0}")]
-    Metrics(#[from] prometheus::Error),
 }
 
 /// The certificate with which the control plane is called, once there is one.
@@ -46,20 +43,26 @@ pub fn start(sidecar: Sidecar) -> Result<(), Error> {
     let keeper = Keeper::new(shared.config.identity.clone(), control_plane.clone())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (credentials, known) = watch::channel::<Credentials>(None);
-    let (node, connect) = (node(&shared), move || connect(control_plane.clone(), known.clone()));
-    let counts = Arc::new(sync::Counts::default());
-    shared.metrics.watch_sync(counts.clone())?;
+    let connect = move || connect(control_plane.clone(), known.clone());
+    let (publisher, clock) = (shared.clone(), shared.clone());
+    let tables = sync::run(
+        node(&shared),
+        connect,
+        wishes,
+        shared.xds.clone(),
+        move |tables| publisher.tables.publish(tables),
+        move || clock.now(),
+    );
     thread::Builder::new().name("control".into()).spawn(move || {
         runtime.block_on(async {
-            let for_certificates = shared.clone();
             let certificates = keeper.keep(move |identity, roots| {
-                if let Err(error) = for_certificates.dialer.identity.replace(identity.clone(), roots.clone()) {
+                if let Err(error) = shared.dialer.identity.replace(identity.clone(), roots.clone()) {
                     tracing::error!(%error, "certificate not usable; the one before stays");
                     return;
                 }
                 credentials.send_replace(Some((identity.clone(), roots.clone())));
             });
-            tokio::join!(certificates, sync::run(shared, wishes, node, connect, counts));
+            tokio::join!(certificates, tables);
         });
     })?;
     Ok(())
@@ -75,7 +78,10 @@ fn node(shared: &Shared) -> Node {
 }
 
 /// A channel with the newest certificate; waits for the first one.
-async fn connect(control_plane: ControlPlane, mut known: watch::Receiver<Credentials>) -> Result<Channel, ControlPlaneError> {
+async fn connect(
+    control_plane: ControlPlane,
+    mut known: watch::Receiver<Credentials>,
+) -> Result<Channel, ControlPlaneError> {
     // Fails only when the thread ends, and this with it.
     let credentials = known.wait_for(Option::is_some).await.ok().and_then(|credentials| credentials.clone());
     match credentials {

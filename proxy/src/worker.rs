@@ -39,6 +39,8 @@ pub struct Shared {
     pub dialer: Dialer,
     /// Wishes for destinations that are not known yet.
     pub demand: tables::Demand,
+    /// What happened between the control plane and this sidecar.
+    pub xds: Arc<crate::sync::Counts>,
     /// How far the end has come.
     pub drain: Drain,
     /// Off by default.

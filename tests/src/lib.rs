@@ -3,7 +3,12 @@
 //! Everything runs in this process; each pod's threads and sockets are in its own network namespace, and everything
 //! is gone when the test ends. Needs root.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "a failed set-up fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a failed set-up fails the test"
+)]
 
 pub mod metrics;
 pub mod origin;

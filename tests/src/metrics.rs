@@ -12,7 +12,8 @@ pub fn page(of: &MeshPod) -> String {
 
 /// Sum of the series of `name` whose labels contain all of `labels`, such as `direction="inbound"`.
 pub fn sum(page: &str, name: &str, labels: &[&str]) -> f64 {
-    let series = page.lines().filter(|line| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} ")));
+    let series =
+        page.lines().filter(|line| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} ")));
     let wanted = series.filter(|line| labels.iter().all(|label| line.contains(label)));
     wanted.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }

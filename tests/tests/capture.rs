@@ -4,6 +4,8 @@
 //! application; what counts is which of them a connection reaches and what the kernel says it was meant for. Runs as
 //! root, with `nft` to read rules back.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up fails the test")]
+
 use std::future::poll_fn;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener, UdpSocket};
@@ -293,6 +295,10 @@ async fn the_proxy_dialling_its_own_pod_comes_in_through_15006() {
         // A Service's address that is this machine's, as with kube-proxy in IPVS mode.
         for (ip, length) in VIP.into_iter().zip([32, 128]) {
             output(&world.here.netns, "ip", &["address", "add", &format!("{ip}/{length}"), "dev", "lo"]);
+            // The kernel completes an IPv6 address in the background.
+            eventually("the address is local", || {
+                output(&world.here.netns, "ip", &["route", "get", &ip.to_string()]).starts_with("local ")
+            });
             let arrival = world.dial_from_here(proxy(exempt), (ip, APP)).await;
             assert_eq!(arrival, arrived("here", INBOUND, (ip, APP)));
         }
@@ -473,9 +479,14 @@ async fn nothing_is_left_when_pods_are_dropped() {
 
     assert!(!std::path::Path::new(&process).exists());
     // A thread that was joined may be some way from having left its namespace.
+    eventually("nothing holds the network namespaces", || namespaces.iter().all(|inode| holders(*inode) == 0));
+}
+
+/// Asks until it is so.
+fn eventually(what: &str, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    while namespaces.iter().any(|inode| holders(*inode) > 0) {
-        assert!(Instant::now() < deadline, "network namespaces are still held");
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         std::thread::yield_now();
     }
 }

@@ -34,7 +34,8 @@ fn the_application_sees_who_called_and_nobody_can_forge_it() {
     let mesh = Mesh::new();
     let (client, server) = two_pods(&mesh, Protocol::Detect, strict());
     origin::echo(&server, 8080, "server");
-    let forged = "GET / HTTP/1.1\r\nHost: api\r\nX-Forwarded-Client-Cert: URI=spiffe://forged\r\nConnection: close\r\n\r\n";
+    let forged =
+        "GET / HTTP/1.1\r\nHost: api\r\nX-Forwarded-Client-Cert: URI=spiffe://forged\r\nConnection: close\r\n\r\n";
     let response = talk::request(&client, VIP.parse().unwrap(), forged);
     assert_eq!(response.status(), 200, "{response:?}");
     let expected = format!("By={};Hash=", server.spiffe_id());
@@ -81,7 +82,8 @@ fn a_server_that_speaks_first_needs_no_setting_and_half_close_works() {
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(talk::read_to_end(&mut stream), b"QUIT");
         eventually("both count an opaque connection", || {
-            let closed = |pod| metrics::sum(&metrics::page(pod), "heddle_tcp_connections_closed_total", &["cause=\"\""]);
+            let closed =
+                |pod| metrics::sum(&metrics::page(pod), "heddle_tcp_connections_closed_total", &["cause=\"\""]);
             (closed(&client) == 1.0 && closed(&server) == 1.0).then_some(())
         });
     }
@@ -182,7 +184,8 @@ fn policies_decide_requests_and_open_connections() {
     origin::greets(&server, 8080, "hello");
     server.meshed_sidecar(&mesh, 1, tables::inbound("server", Port { policies: policies(), ..strict() }));
     let mut known = tables::nothing("client");
-    let cluster = tables::cluster("api", vec![tables::meshed(server.v4(8080), &server.spiffe_id())], Settings::default());
+    let cluster =
+        tables::cluster("api", vec![tables::meshed(server.v4(8080), &server.spiffe_id())], Settings::default());
     tables::destination(&mut known, VIP.parse().unwrap(), Protocol::Tcp, tables::rule(vec![(1, cluster)]));
     client.meshed_sidecar(&mesh, 1, known);
     let mut stream = talk::connect(&client, VIP.parse().unwrap());

@@ -34,7 +34,13 @@ fn endpoints(servers: &[MeshPod]) -> Vec<Endpoint> {
 }
 
 /// A client for whom `VIP` leads to `servers` by `rule`.
-fn client(mesh: &Mesh, servers: &[MeshPod], settings: Settings, workers: usize, adapt: impl FnOnce(&mut Rule)) -> MeshPod {
+fn client(
+    mesh: &Mesh,
+    servers: &[MeshPod],
+    settings: Settings,
+    workers: usize,
+    adapt: impl FnOnce(&mut Rule),
+) -> MeshPod {
     let mut client = mesh.pod("client", 2);
     let mut rule = tables::rule(vec![(1, tables::cluster("api", endpoints(servers), settings))]);
     adapt(&mut rule);
@@ -211,7 +217,8 @@ fn weights_split_traffic_and_a_share_without_backend_is_500() {
     let mut client = mesh.pod("client", 2);
     client.meshed_sidecar(&mesh, 1, known);
     let mut stream = talk::connect(&client, VIP.parse().unwrap());
-    let requests = "GET / HTTP/1.1\r\nHost: api\r\n\r\n".repeat(399) + "GET / HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n";
+    let requests =
+        "GET / HTTP/1.1\r\nHost: api\r\n\r\n".repeat(399) + "GET / HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n";
     std::io::Write::write_all(&mut stream, requests.as_bytes()).unwrap();
     let text = String::from_utf8(talk::read_to_end(&mut stream)).unwrap();
     let invalid = text.matches("HTTP/1.1 500").count();

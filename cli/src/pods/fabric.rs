@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
-use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::link::{LinkAttribute, State};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{Netns, netns};
@@ -22,10 +23,10 @@ const LOOPBACK_INDEX: u32 = 1;
 /// Prefix lengths of the pods' networks. Chosen: 254 pods, and what every IPv6 network has (RFC 4291 §2.5.4).
 const PREFIX_V4: u8 = 24;
 const PREFIX_V6: u8 = 64;
-/// How often, and at most how many times, an IPv6 address is looked at until it can be used. It becomes usable when
-/// the kernel has noticed the carrier of a new veth pair, which takes milliseconds.
-const USABLE_INTERVAL: Duration = Duration::from_millis(2);
-const USABLE_TRIES: u32 = 2500;
+/// How often, and at most how many times, a new link is looked at until it is ready: 5 s in all. The kernel notices
+/// the carrier of a veth pair and completes an IPv6 address in the background, which takes milliseconds.
+const READY_INTERVAL: Duration = Duration::from_millis(2);
+const READY_TRIES: u32 = 2500;
 
 /// Why pods cannot be connected.
 #[derive(Debug, thiserror::Error)]
@@ -51,13 +52,13 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// An address stayed unusable.
-    #[error("{place}: address {address} did not become usable within 5 s; is the link up?")]
-    Unusable {
+    /// A link carried nothing, or an address took nothing.
+    #[error("{place}: the link with {address} was not ready within 5 s; is the machine overloaded?")]
+    NotReady {
         /// Whose network.
         place: String,
-        /// The address.
-        address: IpAddr,
+        /// The link's address.
+        address: Ipv6Addr,
     },
 }
 
@@ -107,7 +108,7 @@ impl Fabric {
         &self.netns
     }
 
-    /// A new pod on the bridge: `lo` up, both addresses usable, everything else routed to the gateway, so that an
+    /// A new pod on the bridge: `lo` up, both addresses ready, everything else routed to the gateway, so that an
     /// address nobody has (a Service's) can be connected to and captured.
     ///
     /// # Errors
@@ -135,13 +136,13 @@ impl Fabric {
             net.up(index).await?;
             net.add_address(index, ipv4.into(), PREFIX_V4).await?;
             net.add_address(index, ipv6.into(), PREFIX_V6).await?;
-            net.usable(index, ipv6.into()).await?;
+            net.ready(index, ipv6).await?;
             net.route(RouteMessageBuilder::<Ipv4Addr>::new().gateway(self.gateway_v4).build()).await?;
             net.route(RouteMessageBuilder::<Ipv6Addr>::new().gateway(self.gateway_v6).build()).await
         })?;
         // The bridge has had no carrier before its first pod.
         configure("fabric", &self.netns, async |net: Net<'_>| {
-            net.usable(net.index(BRIDGE).await?, self.gateway_v6.into()).await
+            net.ready(net.index(BRIDGE).await?, self.gateway_v6).await
         })?;
         Ok(Pod { name: name.to_owned(), ipv4, ipv6, netns })
     }
@@ -203,17 +204,30 @@ impl Net<'_> {
         self.step("add the default route", self.handle.route().add(route).execute()).await
     }
 
-    /// Waits until sockets can be bound to `address`.
-    async fn usable(&self, index: u32, address: IpAddr) -> Result<(), Error> {
-        for _ in 0..USABLE_TRIES {
-            let listed = self.handle.address().get().set_link_index_filter(index).set_address_filter(address).execute();
-            let listed: Vec<_> = self.step("list addresses", listed.try_collect()).await?;
-            let tentative = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Tentative));
-            if listed.first().is_some_and(|found| !found.attributes.iter().any(tentative)) {
+    /// Waits until the link carries packets and `address` on it takes them. Before that a first packet would be lost
+    /// and sent again only after a second.
+    async fn ready(&self, index: u32, address: Ipv6Addr) -> Result<(), Error> {
+        for _ in 0..READY_TRIES {
+            if self.carries(index).await? && self.takes(address).await? {
                 return Ok(());
             }
-            tokio::time::sleep(USABLE_INTERVAL).await;
+            tokio::time::sleep(READY_INTERVAL).await;
         }
-        Err(Error::Unusable { place: self.place.to_owned(), address })
+        Err(Error::NotReady { place: self.place.to_owned(), address })
+    }
+
+    async fn carries(&self, index: u32) -> Result<bool, Error> {
+        let link = self.handle.link().get().match_index(index).execute().try_next().await;
+        let link = self.step("look at a link", std::future::ready(link)).await?;
+        Ok(link.is_some_and(|link| link.attributes.contains(&LinkAttribute::OperState(State::Up))))
+    }
+
+    /// Whether the local route is there; the kernel adds it some time after the address.
+    async fn takes(&self, address: Ipv6Addr) -> Result<bool, Error> {
+        let all = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let routes: Vec<_> =
+            self.step("list routes", self.handle.route().get(all).execute().try_collect::<Vec<_>>()).await?;
+        let to = RouteAttribute::Destination(RouteAddress::Inet6(address));
+        Ok(routes.iter().any(|route| route.header.kind == RouteType::Local && route.attributes.contains(&to)))
     }
 }

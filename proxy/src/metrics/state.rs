@@ -4,7 +4,7 @@
 
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
-use prometheus::{GaugeVec, Opts};
+use prometheus::{CounterVec, GaugeVec, Opts};
 
 use crate::balance::breaker::Kind;
 use crate::tables::Cluster;
@@ -17,6 +17,12 @@ pub struct Snapshot {
     endpoints: GaugeVec,
     pools: GaugeVec,
     certificate: GaugeVec,
+    handshakes: GaugeVec,
+    xds: GaugeVec,
+    xds_events: CounterVec,
+    xds_responses: CounterVec,
+    xds_resources: GaugeVec,
+    xds_version: GaugeVec,
 }
 
 impl Snapshot {
@@ -26,6 +32,7 @@ impl Snapshot {
     /// Never in a build that passed its tests: only on an invalid name.
     pub fn new() -> prometheus::Result<Self> {
         let gauge = |name: &str, help: &str, labels: &[&str]| GaugeVec::new(Opts::new(name, help), labels);
+        let counter = |name: &str, help: &str, labels: &[&str]| CounterVec::new(Opts::new(name, help), labels);
         Ok(Self {
             open: gauge("heddle_circuit_breaker_open", "What is open towards a cluster now.", &["cluster", "kind"])?,
             limits: gauge("heddle_circuit_breaker_limit", "Most that may be open.", &["cluster", "kind"])?,
@@ -36,6 +43,24 @@ impl Snapshot {
                 "heddle_certificate_expiry_timestamp_seconds",
                 "When this workload's certificate expires, in seconds since 1970.",
                 &["principal", "serial"],
+            )?,
+            handshakes: gauge(
+                "heddle_certificate_handshakes",
+                "Handshakes completed with the certificate in force, in either direction.",
+                &["principal", "serial"],
+            )?,
+            xds: gauge("heddle_xds_state", "What is between this sidecar and the control plane now.", &["what"])?,
+            xds_events: counter("heddle_xds_events_total", "What happened with the control plane.", &["event"])?,
+            xds_responses: counter(
+                "heddle_xds_responses_total",
+                "Responses of the control plane, accepted (ack) or refused in part (nack).",
+                &["type", "outcome"],
+            )?,
+            xds_resources: gauge("heddle_xds_resources", "Resources held.", &["type"])?,
+            xds_version: gauge(
+                "heddle_xds_version_hash",
+                "A hash over names and versions of all resources held; equal where the same is held.",
+                &["type"],
             )?,
         })
     }
@@ -69,13 +94,45 @@ impl Snapshot {
     }
 
     /// Adds the certificate in force; `expires` in seconds since 1970.
-    pub fn certificate(&self, principal: &str, serial: &str, expires: u64) {
+    pub fn certificate(&self, principal: &str, serial: &str, expires: u64, handshakes: u64) {
         self.certificate.with_label_values(&[principal, serial]).set(expires as f64);
+        self.handshakes.with_label_values(&[principal, serial]).set(handshakes as f64);
+    }
+
+    /// Adds what is now between this sidecar and the control plane: `what` and how much of it.
+    pub fn xds_state(&self, what: &str, value: u64) {
+        self.xds.with_label_values(&[what]).set(value as f64);
+    }
+
+    /// Adds what happened with the control plane, and how often.
+    pub fn xds_event(&self, event: &str, count: u64) {
+        self.xds_events.with_label_values(&[event]).inc_by(count as f64);
+    }
+
+    /// Adds one type of resource: responses accepted and refused, resources held, their version.
+    pub fn xds_kind(&self, kind: &str, ack: u64, nack: u64, held: u64, version: u32) {
+        self.xds_responses.with_label_values(&[kind, "ack"]).inc_by(ack as f64);
+        self.xds_responses.with_label_values(&[kind, "nack"]).inc_by(nack as f64);
+        self.xds_resources.with_label_values(&[kind]).set(held as f64);
+        self.xds_version.with_label_values(&[kind]).set(f64::from(version));
     }
 
     /// As Prometheus families.
     pub(super) fn families(self) -> prometheus::Result<Vec<MetricFamily>> {
-        let all = [self.open, self.limits, self.ejected, self.endpoints, self.pools, self.certificate];
-        Ok(all.iter().flat_map(Collector::collect).collect())
+        let gauges = [
+            self.open,
+            self.limits,
+            self.ejected,
+            self.endpoints,
+            self.pools,
+            self.certificate,
+            self.handshakes,
+            self.xds,
+            self.xds_resources,
+            self.xds_version,
+        ];
+        let counters = [self.xds_events, self.xds_responses];
+        let gauges = gauges.iter().flat_map(Collector::collect);
+        Ok(gauges.chain(counters.iter().flat_map(Collector::collect)).collect())
     }
 }

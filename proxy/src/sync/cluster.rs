@@ -78,7 +78,8 @@ fn settings(message: &PbCluster) -> Result<Settings, Error> {
             return Err(Error::new("lb_policy", reason));
         }
     };
-    let thresholds = message.circuit_breakers.as_ref().map(|breakers| breakers.thresholds.as_slice()).unwrap_or_default();
+    let thresholds =
+        message.circuit_breakers.as_ref().map(|breakers| breakers.thresholds.as_slice()).unwrap_or_default();
     let thresholds = thresholds.iter().find(|threshold| threshold.priority == RoutingPriority::Default as i32);
     let (retry_budget_percent, retry_budget_floor) =
         retry_budget(thresholds).within("circuit_breakers.thresholds[0].retry_budget")?;
@@ -125,7 +126,8 @@ fn outlier_settings(pb: &OutlierDetection, panic_percent: u32) -> Result<outlier
     if consecutive_failures == 0 {
         return Err(Error::new("consecutive_5xx", "is 0, must be at least 1"));
     }
-    let base_ejection = read::positive(pb.base_ejection_time.as_ref(), ENVOY_BASE_EJECTION).within("base_ejection_time")?;
+    let base_ejection =
+        read::positive(pb.base_ejection_time.as_ref(), ENVOY_BASE_EJECTION).within("base_ejection_time")?;
     let longest = read::positive(pb.max_ejection_time.as_ref(), ENVOY_MAX_EJECTION).within("max_ejection_time")?;
     let most = read::uint32(pb.max_ejection_percent.as_ref(), ENVOY_MAX_EJECTION_PERCENT);
     Ok(outlier::Settings {

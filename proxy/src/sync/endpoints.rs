@@ -174,7 +174,8 @@ mod tests {
 
     #[test]
     fn state_is_kept_for_the_same_address_spoken_to_in_the_same_way() {
-        let before = set(&vec![parsed("10.0.0.1:80", identity("a")), parsed("10.0.0.2:80", Tls::Plaintext)], &none(), None);
+        let before =
+            set(&vec![parsed("10.0.0.1:80", identity("a")), parsed("10.0.0.2:80", Tls::Plaintext)], &none(), None);
         let mut heavier = parsed("10.0.0.1:80", identity("a"));
         heavier.weight = 7;
 

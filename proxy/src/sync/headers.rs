@@ -52,8 +52,9 @@ fn header(option: &HeaderValueOption) -> Result<(bool, HeaderName, HeaderValue),
     };
     let header = option.header.as_ref().ok_or_else(|| Error::new("header", "is missing"))?;
     let name = header_name(&header.key).within("header.key")?;
-    let value = HeaderValue::from_str(&header.value)
-        .map_err(|_| Error::new("header.value", format!("is {:?}, must be visible ASCII (RFC 9110 §5.5)", header.value)))?;
+    let value = HeaderValue::from_str(&header.value).map_err(|_| {
+        Error::new("header.value", format!("is {:?}, must be visible ASCII (RFC 9110 §5.5)", header.value))
+    })?;
     Ok((append, name, value))
 }
 
@@ -81,7 +82,8 @@ mod tests {
     #[test]
     fn envoy_s_order_of_removal_and_writing_is_kept_in_meaning() {
         use HeaderAppendAction::{AppendIfExistsOrAdd as Append, OverwriteIfExistsOrAdd as Overwrite};
-        let write = [option("a", "1", Append), option("a", "2", Append), option("b", "1", Append), option("b", "2", Overwrite)];
+        let write =
+            [option("a", "1", Append), option("a", "2", Append), option("b", "1", Append), option("b", "2", Overwrite)];
 
         let changes = changes("request", &write, &["a".into(), "c".into()]).unwrap().unwrap();
 
@@ -92,7 +94,10 @@ mod tests {
 
     #[test]
     fn a_header_that_cannot_be_written_is_refused_with_its_place() {
-        let write = [option("a", "1", HeaderAppendAction::AppendIfExistsOrAdd), option("b c", "1", HeaderAppendAction::AppendIfExistsOrAdd)];
+        let write = [
+            option("a", "1", HeaderAppendAction::AppendIfExistsOrAdd),
+            option("b c", "1", HeaderAppendAction::AppendIfExistsOrAdd),
+        ];
         assert_eq!(changes("request", &write, &[]).unwrap_err().field, "request_headers_to_add[1].header.key");
         let write = [option("a", "x\ny", HeaderAppendAction::AppendIfExistsOrAdd)];
         assert_eq!(changes("response", &write, &[]).unwrap_err().field, "response_headers_to_add[0].header.value");

@@ -33,7 +33,8 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Inbound, Error> {
             return Err(Error::new("filter_chains", format!("has port {number} twice")));
         }
     }
-    let other = message.default_filter_chain.as_ref().ok_or_else(|| Error::new("default_filter_chain", "is missing"))?;
+    let other =
+        message.default_filter_chain.as_ref().ok_or_else(|| Error::new("default_filter_chain", "is missing"))?;
     Ok(Inbound {
         mesh: Mesh { cidrs: facts.cidrs, egress: facts.egress.into() },
         workload: workload.name,
@@ -192,8 +193,7 @@ fn numbered(chain: &FilterChain) -> Result<(u16, Port), Error> {
     let field = "filter_chain_match.destination_port";
     let number = chain.filter_chain_match.as_ref().and_then(|found| found.destination_port.as_ref());
     let number = number.ok_or_else(|| Error::new(field, "is missing"))?.value;
-    let number =
-        u16::try_from(number).map_err(|_| Error::new(field, format!("is {number}, must be at most 65535")))?;
+    let number = u16::try_from(number).map_err(|_| Error::new(field, format!("is {number}, must be at most 65535")))?;
     Ok((number, port(chain)?))
 }
 

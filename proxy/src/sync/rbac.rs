@@ -78,8 +78,10 @@ fn named(rules: &Rbac, dry_run: bool) -> Result<Vec<Policy>, Error> {
             }
         }
     }
-    let policy = |(name, rules): (&str, BTreeMap<usize, Rule>)| {
-        Policy { name: Arc::from(name), dry_run, rules: rules.into_values().collect() }
+    let policy = |(name, rules): (&str, BTreeMap<usize, Rule>)| Policy {
+        name: Arc::from(name),
+        dry_run,
+        rules: rules.into_values().collect(),
     };
     Ok(by_name.into_iter().map(policy).collect())
 }

@@ -142,9 +142,10 @@ pub(super) fn socket_address(address: Option<&Address>) -> Result<SocketAddr, Er
     let Some(AnyAddress::SocketAddress(socket)) = address.and_then(|address| address.address.as_ref()) else {
         return Err(Error::new("socket_address", "is missing; only addresses of IP sockets are taken"));
     };
-    let ip: IpAddr = socket.address.parse().map_err(|_| {
-        Error::new("socket_address.address", format!("is {:?}, must be an IP address", socket.address))
-    })?;
+    let ip: IpAddr = socket
+        .address
+        .parse()
+        .map_err(|_| Error::new("socket_address.address", format!("is {:?}, must be an IP address", socket.address)))?;
     let port = match socket.port_specifier {
         Some(PortSpecifier::PortValue(port)) => u16::try_from(port).ok(),
         Some(PortSpecifier::NamedPort(_)) | None => None,
@@ -160,9 +161,10 @@ pub(super) fn network(range: &CidrRange) -> Result<IpNet, Error> {
         .parse()
         .map_err(|_| Error::new("address_prefix", format!("is {:?}, must be an IP address", range.address_prefix)))?;
     let length = uint32(range.prefix_len.as_ref(), 0);
-    u8::try_from(length).ok().and_then(|length| IpNet::new(address, length).ok()).ok_or_else(|| {
-        Error::new("prefix_len", format!("is {length}, must be at most the bits of {address}"))
-    })
+    u8::try_from(length)
+        .ok()
+        .and_then(|length| IpNet::new(address, length).ok())
+        .ok_or_else(|| Error::new("prefix_len", format!("is {length}, must be at most the bits of {address}")))
 }
 
 /// An expression that matches a whole text.

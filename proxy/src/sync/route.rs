@@ -149,9 +149,10 @@ fn path_match(specifier: Option<&PathSpecifier>) -> Result<Option<PathMatch>, Er
         Some(PathSpecifier::PathSeparatedPrefix(prefix)) if prefix.starts_with('/') && !prefix.ends_with('/') => {
             Ok(Some(PathMatch::Prefix(prefix.clone())))
         }
-        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => {
-            Err(Error::new("path_separated_prefix", format!("is {prefix:?}, must begin with a slash and not end with one")))
-        }
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => Err(Error::new(
+            "path_separated_prefix",
+            format!("is {prefix:?}, must begin with a slash and not end with one"),
+        )),
         Some(PathSpecifier::Path(path)) => Ok(Some(PathMatch::Exact(path.clone()))),
         Some(PathSpecifier::SafeRegex(matcher)) => {
             Ok(Some(PathMatch::Regex(read::regex(matcher).within("safe_regex")?)))
@@ -180,8 +181,9 @@ fn header_match(matcher: &HeaderMatcher) -> Result<HeaderCondition, Error> {
         let StringMatch::Exact(method) = condition else {
             return Err(Error::new("string_match", "must be exact for :method"));
         };
-        let method = Method::from_bytes(method.as_bytes())
-            .map_err(|_| Error::new("string_match.exact", format!("is {method:?}, must be a method (RFC 9110 §9.1)")))?;
+        let method = Method::from_bytes(method.as_bytes()).map_err(|_| {
+            Error::new("string_match.exact", format!("is {method:?}, must be a method (RFC 9110 §9.1)"))
+        })?;
         return Ok(HeaderCondition::Method(method));
     }
     Ok(HeaderCondition::Header(read::header_name(&matcher.name).within("name")?, condition))
@@ -255,11 +257,7 @@ fn backend(
     }
     let response = headers::changes("response", &weight.response_headers_to_add, &weight.response_headers_to_remove)?;
     filters.extend(response.map(Filter::ResponseHeaders));
-    Ok(Backend {
-        weight: read::uint32(weight.weight.as_ref(), 0),
-        cluster: resolve(&weight.name, cluster),
-        filters,
-    })
+    Ok(Backend { weight: read::uint32(weight.weight.as_ref(), 0), cluster: resolve(&weight.name, cluster), filters })
 }
 
 /// A redirect or rewrite of one backend.
@@ -320,9 +318,10 @@ fn redirect(action: &RedirectAction, matched: Matched<'_>) -> Result<Redirect, E
 fn rewrite(action: &RouteAction, matched: Matched<'_>) -> Result<Option<Rewrite>, Error> {
     let hostname = match &action.host_rewrite_specifier {
         None => None,
-        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => Some(HeaderValue::from_str(host).map_err(|_| {
-            Error::new("host_rewrite_literal", format!("is {host:?}, must be visible ASCII"))
-        })?),
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => Some(
+            HeaderValue::from_str(host)
+                .map_err(|_| Error::new("host_rewrite_literal", format!("is {host:?}, must be visible ASCII")))?,
+        ),
         Some(_) => return Err(Error::new("host_rewrite_specifier", "must be host_rewrite_literal")),
     };
     let path = match (&action.regex_rewrite, action.prefix_rewrite.as_str()) {

@@ -21,5 +21,6 @@ pub async fn accept(current: &Current, stream: Stream) -> Result<(TlsStream<Stre
     let negotiated = connection.alpn_protocol();
     let alpn = Alpn::from_negotiated(negotiated)
         .ok_or_else(|| Error::Alpn(String::from_utf8_lossy(negotiated.unwrap_or_default()).into_owned()))?;
+    held.used();
     Ok((stream, peer, alpn))
 }

@@ -32,5 +32,6 @@ pub async fn dial(
         return Err(Error::Alpn(String::from_utf8_lossy(negotiated.unwrap_or_default()).into_owned()));
     }
     let peer = peer(connection, |chain, now| held.recheck_server(chain, expected, now))?;
+    held.used();
     Ok((stream, peer))
 }

@@ -1,6 +1,7 @@
 //! This workload's certificate and the mesh's roots, as handshakes need them; replaced whole when either changes.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -38,7 +39,7 @@ impl Current {
         let mut server = server_config(&identity, roots.clone(), ClientAuth::Required)?;
         server.alpn_protocols = [Alpn::Http2, Alpn::Http1, Alpn::Tcp].map(|alpn| alpn.negotiated().to_vec()).to_vec();
         let principal = identity.id().to_string().into();
-        let held = Held { principal, identity, roots, server: Arc::new(server), clients: Mutex::default() };
+        let held = Held { principal, identity, roots, server: Arc::new(server), clients: Mutex::default(), handshakes: AtomicU64::new(0) };
         self.0.store(Some(Arc::new(held)));
         Ok(())
     }
@@ -57,12 +58,23 @@ pub struct Held {
     roots: Arc<Bundle>,
     server: Arc<ServerConfig>,
     clients: Mutex<HashMap<(Arc<[Arc<str>]>, Alpn), Arc<ClientConfig>>>,
+    handshakes: AtomicU64,
 }
 
 impl Held {
     /// The certificate.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Handshakes completed with this certificate.
+    pub fn handshakes(&self) -> u64 {
+        self.handshakes.load(Ordering::Relaxed)
+    }
+
+    /// A handshake was completed with it.
+    pub(super) fn used(&self) {
+        self.handshakes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The roots.

@@ -1,0 +1,262 @@
+//! `TrafficPolicy`: how clients talk to a Service: balancing, timeouts, circuit breaking, outlier detection, retries.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::target::{self, GATEWAY_GROUP};
+use super::{Duration, FieldError, ObjectStatus, TargetRef};
+
+/// How clients talk to what is targeted. Field by field, a route's policy wins over a Service's and that over the
+/// Namespace's; of two with the same target the oldest wins whole.
+#[derive(CustomResource, KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "heddle.dev",
+    version = "v1alpha1",
+    kind = "TrafficPolicy",
+    plural = "trafficpolicies",
+    namespaced,
+    status = "ObjectStatus",
+    doc = "How clients talk to a Service: balancing, timeouts, circuit breaking, outlier detection, retries.",
+    derive = "PartialEq",
+    derive = "Default"
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.targetRefs.all(t, ((!has(t.group) || t.group == '') && t.kind in ['Service', 'Namespace']) || (has(t.group) && t.group == 'gateway.networking.k8s.io' && t.kind in ['HTTPRoute', 'GRPCRoute']))").message("target a Service, an HTTPRoute, a GRPCRoute or this Namespace"))]
+pub struct TrafficPolicySpec {
+    /// Services, HTTPRoutes, GRPCRoutes (group `gateway.networking.k8s.io`) or the Namespace of the policy itself; 1
+    /// to 16. A route takes only `retry` and `timeouts`: the rest belongs to a Service's connections.
+    #[schemars(length(min = 1, max = 16))]
+    pub target_refs: Vec<TargetRef>,
+    /// How an endpoint is chosen. Default: P2CEWMA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancing: Option<LoadBalancing>,
+    /// How long a TCP connection with its TLS handshake may take; above 0. Default: 2s (one lost SYN survives, RFC
+    /// 6298).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect_timeout: Option<Duration>,
+    /// Most that may be open at once from one client workload to one Service port. Overflow is answered 503 at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// When a failing endpoint is left out for a while.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlier_detection: Option<OutlierDetection>,
+    /// When a failed request is made again. Default: only what was never delivered is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// How long a request may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<Timeouts>,
+}
+
+/// How an endpoint is chosen.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancing {
+    /// `P2CEWMA`: the better of two random endpoints by peak latency average and requests in flight.
+    /// `RoundRobin`: one after another.
+    pub policy: LoadBalancingPolicy,
+}
+
+/// Names of the balancing policies.
+#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoadBalancingPolicy {
+    /// The better of two random endpoints.
+    #[serde(rename = "P2CEWMA")]
+    P2cEwma,
+    /// One after another.
+    RoundRobin,
+}
+
+/// Most that may be open at once.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CircuitBreaker {
+    /// TCP connections. Default: 10000 (about 200 MiB of sidecar memory at the very worst).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_connections: Option<u32>,
+    /// Requests that wait for a connection. Default: 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pending: Option<u32>,
+    /// Requests under way. Default: 10000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_requests: Option<u32>,
+    /// Retries under way, beside the retry budget of 20 % of active requests. Default: 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_retries: Option<u32>,
+}
+
+/// When a failing endpoint is left out.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutlierDetection {
+    /// Failures in a row (5xx, connection failures, timeouts) that eject; 0 turns detection off. Default: 5 (Envoy's).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consecutive_failures: Option<u32>,
+    /// Length of the first ejection, the n-th in a row being n times as long; above 0. Default: 30s (Envoy's).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_ejection: Option<Duration>,
+    /// Longest ejection; above 0. Default: 300s (Envoy's), or `baseEjection` if that is longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ejection: Option<Duration>,
+    /// Most endpoints out at once, in percent of those that take requests. Default: 50 (Envoy's 10 is none of three).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 100))]
+    pub max_ejection_percent: Option<u32>,
+    /// Below this share of healthy endpoints, in percent, ejections are ignored: rather all than a crowd on few.
+    /// Default: 30.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 100))]
+    pub panic_threshold: Option<u32>,
+}
+
+/// When a failed request is made again.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Retry {
+    /// Retries after the first attempt, 0 to 10. Default: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 10))]
+    pub attempts: Option<u32>,
+    /// Response codes that are tried again, 400 to 599. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(range(min = 400, max = 599)))]
+    pub codes: Vec<u16>,
+    /// gRPC status codes that are tried again, 1 to 16 (gRPC `statuscodes.md`). Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(range(min = 1, max = 16)))]
+    pub grpc_codes: Vec<u16>,
+    /// How long one attempt may take; `0s`: no limit of its own. Default: no limit of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_try_timeout: Option<Duration>,
+    /// Base of the exponential back-off, which has full jitter and ends at ten times this; above 0. Default: 25ms
+    /// (Envoy's).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<Duration>,
+}
+
+/// How long a request may take.
+#[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timeouts {
+    /// From the request's arrival at the client's sidecar to the end of its response, retries included; `0s`: no limit.
+    /// Default: no limit. A route rule's own `timeouts` win.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Duration>,
+}
+
+impl TrafficPolicySpec {
+    /// What cannot be meant.
+    pub fn check(&self) -> Vec<FieldError> {
+        let mut found = Vec::new();
+        if self.target_refs.is_empty() {
+            let remedy = "name what the policy is for: a Service, an HTTPRoute, a GRPCRoute or this Namespace";
+            found.push(FieldError::new("spec.targetRefs", "[]", remedy));
+        }
+        target::check(&self.target_refs, None, TARGETS, &mut found);
+        let outlier = self.outlier_detection.clone().unwrap_or_default();
+        let retry = self.retry.clone().unwrap_or_default();
+        let lengths = [
+            ("spec.connectTimeout", self.connect_timeout),
+            ("spec.outlierDetection.baseEjection", outlier.base_ejection),
+            ("spec.outlierDetection.maxEjection", outlier.max_ejection),
+            ("spec.retry.backoff", retry.backoff),
+        ];
+        for (field, length) in lengths {
+            if length.is_some_and(Duration::is_zero) {
+                found.push(FieldError::new(field, "0s", "give a length above 0, or leave the field out"));
+            }
+        }
+        let percents = [
+            ("spec.outlierDetection.maxEjectionPercent", outlier.max_ejection_percent),
+            ("spec.outlierDetection.panicThreshold", outlier.panic_threshold),
+        ];
+        for (field, percent) in percents {
+            if let Some(value) = percent.filter(|value| *value > 100) {
+                found.push(FieldError::new(field, value, "give a percentage from 0 to 100"));
+            }
+        }
+        if let Some(breaker) = &self.circuit_breaker {
+            let limits = [
+                ("spec.circuitBreaker.maxConnections", breaker.max_connections),
+                ("spec.circuitBreaker.maxRequests", breaker.max_requests),
+            ];
+            for (field, limit) in limits {
+                if limit == Some(0) {
+                    found.push(FieldError::new(field, 0, "give at least 1: with 0 no request could ever pass"));
+                }
+            }
+        }
+        check_retry(&retry, &mut found);
+        found
+    }
+}
+
+fn check_retry(retry: &Retry, found: &mut Vec<FieldError>) {
+    if let Some(attempts) = retry.attempts.filter(|attempts| *attempts > MAX_ATTEMPTS) {
+        found.push(FieldError::new("spec.retry.attempts", attempts, format!("give at most {MAX_ATTEMPTS} retries")));
+    }
+    for (i, code) in retry.codes.iter().enumerate() {
+        if !(400..=599).contains(code) {
+            let remedy = "give a response code from 400 to 599 (Gateway API, HTTPRouteRetry)";
+            found.push(FieldError::new(format!("spec.retry.codes[{i}]"), code, remedy));
+        }
+    }
+    for (i, code) in retry.grpc_codes.iter().enumerate() {
+        if !(1..=16).contains(code) {
+            let remedy = "give a gRPC status code from 1 (CANCELLED) to 16 (UNAUTHENTICATED)";
+            found.push(FieldError::new(format!("spec.retry.grpcCodes[{i}]"), code, remedy));
+        }
+    }
+}
+
+/// Kinds a TrafficPolicy may target.
+const TARGETS: &[(&str, &str)] =
+    &[("", "Service"), ("", "Namespace"), (GATEWAY_GROUP, "HTTPRoute"), (GATEWAY_GROUP, "GRPCRoute")];
+/// Chosen: what ten retries do not save, an eleventh will not.
+const MAX_ATTEMPTS: u32 = 10;
+/// Chosen: the most common wish, one more attempt.
+pub const DEFAULT_ATTEMPTS: u32 = 1;
+/// Envoy's `base_interval`.
+pub const DEFAULT_BACKOFF: std::time::Duration = std::time::Duration::from_millis(25);
+/// Envoy's: the longest back-off is ten times the base.
+pub const BACKOFF_GROWTH: u32 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_value_that_cannot_be_meant_is_named_by_its_field() {
+        let spec = TrafficPolicySpec {
+            target_refs: vec![TargetRef { kind: "Deployment".into(), name: "api".into(), ..TargetRef::default() }],
+            connect_timeout: Some("0s".parse().unwrap()),
+            circuit_breaker: Some(CircuitBreaker { max_requests: Some(0), ..CircuitBreaker::default() }),
+            outlier_detection: Some(OutlierDetection { panic_threshold: Some(101), ..OutlierDetection::default() }),
+            retry: Some(Retry {
+                attempts: Some(11),
+                codes: vec![200],
+                grpc_codes: vec![17],
+                backoff: Some("0ms".parse().unwrap()),
+                ..Retry::default()
+            }),
+            ..TrafficPolicySpec::default()
+        };
+        let fields: Vec<_> = spec.check().into_iter().map(|error| error.field).collect();
+        assert_eq!(
+            fields,
+            [
+                "spec.targetRefs[0].kind",
+                "spec.connectTimeout",
+                "spec.retry.backoff",
+                "spec.outlierDetection.panicThreshold",
+                "spec.circuitBreaker.maxRequests",
+                "spec.retry.attempts",
+                "spec.retry.codes[0]",
+                "spec.retry.grpcCodes[0]",
+            ]
+        );
+    }
+}

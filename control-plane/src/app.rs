@@ -1,0 +1,308 @@
+//! Builds a control plane once, in order, top to bottom: keys → mesh → servers. Nothing listens before there is a mesh to
+//! serve.
+//!
+//! [`run`] is the program; [`start`] is for programs that embed it: the `heddle` tool and tests. Both need a tokio runtime,
+//! better one with several threads.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use heddle_certs::rpc::IdentityServer;
+use heddle_xds::server::AggregatedDiscovery;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+
+use crate::admin::Pages;
+use crate::ads::{Ads, Port, Shared};
+use crate::authority::{self, Authority};
+use crate::config::{self, Config};
+use crate::issue::Service;
+use crate::mesh::Mesh;
+use crate::metrics::Metrics;
+use crate::publish::Publisher;
+use crate::source::directory::{self, Watch};
+use crate::{listen, logging, translate};
+
+/// Why a control plane cannot start, or why it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting cannot be meant.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The log filter cannot be read.
+    #[error(transparent)]
+    Log(#[from] logging::Error),
+    /// Two metrics of one name.
+    #[error("cannot register metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// There is nothing to sign with.
+    #[error(transparent)]
+    Authority(#[from] authority::Error),
+    /// The manifests cannot be read or watched.
+    #[error("--manifests {}: {error}", directory.display())]
+    Source {
+        /// The directory.
+        directory: PathBuf,
+        /// What is wrong with it.
+        error: directory::Error,
+    },
+    /// An address is not to be had.
+    #[error("{what}: cannot listen on {address}: {error}")]
+    Bind {
+        /// The flag.
+        what: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// No server configuration can be made.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// A server ended.
+    #[error("gRPC server: {0}")]
+    Grpc(#[from] tonic::transport::Error),
+    /// The admin server ended, or a signal cannot be received.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A part that must run for ever has ended.
+    #[error("{0} has ended by itself")]
+    Ended(&'static str),
+}
+
+/// A control plane that runs. Dropping it ends it without waiting.
+#[derive(Debug)]
+pub struct ControlPlane {
+    /// Where xDS and certificates are served over TLS.
+    pub address: SocketAddr,
+    /// Where xDS is served without TLS, if it is.
+    pub plain_ads: Option<SocketAddr>,
+    /// Where the admin pages are served, as bound.
+    pub admin: SocketAddr,
+    state: PathBuf,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<Result<(), Error>>,
+    _source: Watch,
+}
+
+/// Runs until the process is told to end by SIGTERM or SIGINT.
+///
+/// # Errors
+/// If it cannot start, or a part of it ends by itself.
+pub async fn run(config: Config) -> Result<(), Error> {
+    logging::start(&config.log, config.log_format)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut control_plane = start(config).await?;
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        error = control_plane.failed() => Err(error),
+    };
+    control_plane.shutdown().await;
+    result
+}
+
+/// Starts a control plane; when this returns, it answers.
+///
+/// # Errors
+/// Says which setting, file or address is at fault.
+pub async fn start(config: Config) -> Result<ControlPlane, Error> {
+    config.check()?;
+    let config = Arc::new(config);
+    let metrics = Metrics::new()?;
+    let authority = Arc::new(Authority::open(&config, metrics.clone(), SystemTime::now())?);
+
+    let source = directory::watch(&config.manifests)
+        .map_err(|error| Error::Source { directory: config.manifests.clone(), error })?;
+    let mut snapshots = source.snapshots();
+    let publisher = Arc::new(Publisher::default());
+    let settings = translate::Settings {
+        trust_domain: config.trust_domain.to_string(),
+        root_namespace: config.root_namespace.clone(),
+        mesh: config.mesh(),
+    };
+    let first = snapshots.borrow_and_update().clone();
+    let mesh = Mesh::begin(settings, Arc::clone(&publisher), metrics.clone(), &first);
+
+    let tls = bind("--listen", config.listen).await?;
+    let plain = match config.plain_ads {
+        Some(address) => Some(bind("--plain-ads", address).await?),
+        None => None,
+    };
+    let admin = bind("--admin-port", SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), config.admin_port)).await?;
+    let (stop, stopped) = watch::channel(false);
+    let mut control_plane = ControlPlane {
+        address: tls.local_addr()?,
+        plain_ads: plain.as_ref().map(TcpListener::local_addr).transpose()?,
+        admin: admin.local_addr()?,
+        state: config.state.clone(),
+        stop,
+        tasks: JoinSet::new(),
+        _source: source,
+    };
+
+    let shared = Arc::new(Shared::new(Arc::clone(&publisher), metrics.clone()));
+    let service = Service::new(Arc::clone(&authority), publisher, metrics.clone());
+    let pages =
+        Pages { config: config.clone(), shared: shared.clone(), source: snapshots.clone(), metrics: metrics.clone() };
+    let tasks = &mut control_plane.tasks;
+    tasks.spawn(async move {
+        mesh.follow(snapshots).await;
+        Err(Error::Ended("watching the manifests"))
+    });
+    tasks.spawn(authority_task(Arc::clone(&authority)));
+    tasks.spawn(serve_tls(tls, authority, shared.clone(), service, config, metrics.clone(), stopped.clone()));
+    if let Some(plain) = plain {
+        tasks.spawn(serve_plain(plain, shared, metrics, stopped.clone()));
+    }
+    tasks.spawn(serve_admin(admin, pages, stopped));
+    tracing::info!(
+        address = %control_plane.address,
+        plain_ads = ?control_plane.plain_ads,
+        admin = %control_plane.admin,
+        bundle = %control_plane.bundle_path().display(),
+        "serving"
+    );
+    Ok(control_plane)
+}
+
+impl ControlPlane {
+    /// The roots that clients need to believe this control plane, PEM; kept up to date.
+    pub fn bundle_path(&self) -> PathBuf {
+        authority::bundle_path(&self.state)
+    }
+
+    /// The state directory, for [`authority::join_token`].
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Waits for a part to end by itself, which only happens when something is wrong; says what.
+    pub async fn failed(&mut self) -> Error {
+        match self.tasks.join_next().await {
+            Some(Ok(Err(error))) => error,
+            Some(Ok(Ok(()))) | None => Error::Ended("a server"),
+            Some(Err(error)) => Error::Io(io::Error::other(error)),
+        }
+    }
+
+    /// Closes the listeners, lets answers under way arrive, ends all streams, and waits for it.
+    pub async fn shutdown(mut self) {
+        self.stop.send_replace(true);
+        let servers_end = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Ok(Err(error)) = ended {
+                    tracing::debug!(%error, "ended");
+                }
+                // What is left watches the manifests and the certificates, for ever.
+                if self.tasks.len() <= ENDLESS_TASKS {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, servers_end).await.is_err() {
+            tracing::warn!("connections are still open after {SHUTDOWN_TIMEOUT:?}; they are cut");
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
+    listen::bind(address).await.map_err(|error| Error::Bind { what, address, error })
+}
+
+async fn authority_task(authority: Arc<Authority>) -> Result<(), Error> {
+    authority.keep().await;
+    Err(Error::Ended("renewing certificates"))
+}
+
+async fn serve_tls(
+    listener: TcpListener,
+    authority: Arc<Authority>,
+    shared: Arc<Shared>,
+    service: Service,
+    config: Arc<Config>,
+    metrics: Metrics,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), Error> {
+    let (connections, accepted) = mpsc::channel(ACCEPTED_CONNECTIONS);
+    let accept = listen::accept_tls(
+        listener,
+        authority.current(),
+        connections,
+        config.max_connections,
+        stopped.clone(),
+        metrics,
+    );
+    let identity = IdentityServer::new(service).max_decoding_message_size(MAX_IDENTITY_REQUEST_BYTES);
+    let serve = server()
+        .add_service(AggregatedDiscovery::new(Arc::new(Ads::new(shared, Port::Tls))))
+        .add_service(identity)
+        .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stop_signal(stopped));
+    let (accepted, served) = tokio::join!(accept, serve);
+    accepted?;
+    served?;
+    Ok(())
+}
+
+async fn serve_plain(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    metrics: Metrics,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), Error> {
+    let (connections, accepted) = mpsc::channel(ACCEPTED_CONNECTIONS);
+    let accept = listen::accept_plain(listener, connections, MAX_PLAIN_CONNECTIONS, stopped.clone(), metrics);
+    let serve = server()
+        .add_service(AggregatedDiscovery::new(Arc::new(Ads::new(shared, Port::Loopback))))
+        .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stop_signal(stopped));
+    let ((), served) = tokio::join!(accept, serve);
+    served?;
+    Ok(())
+}
+
+async fn serve_admin(listener: TcpListener, pages: Pages, stopped: watch::Receiver<bool>) -> Result<(), Error> {
+    let service = pages.router().into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(stop_signal(stopped)).await?;
+    Ok(())
+}
+
+fn server() -> Server {
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
+}
+
+async fn stop_signal(mut stopped: watch::Receiver<bool>) {
+    // An error means that the control plane was dropped.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// Streams at once on one connection. Chosen: a sidecar has one ADS stream, one of bundles and a request to sign.
+const MAX_STREAMS: u32 = 16;
+/// Connections whose handshake is done and that tonic has not taken. Chosen: it takes them at once.
+const ACCEPTED_CONNECTIONS: usize = 64;
+/// Connections to the loopback port. Chosen: tests and tools of one machine.
+const MAX_PLAIN_CONNECTIONS: usize = 1024;
+/// Bytes of a request to sign: the largest certificate request and its frame (`heddle_certs::csr::MAX_BYTES`).
+const MAX_IDENTITY_REQUEST_BYTES: usize = 2 * heddle_certs::csr::MAX_BYTES;
+/// Bytes of a request's headers: the largest join token (`heddle_certs::token::MAX_BYTES`) and gRPC's own fields.
+const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
+/// How often a silent client is asked whether it lives. Chosen: below the idle timeouts of NATs and load balancers.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long it has for the answer. Chosen: as gRPC servers do (gRFC A9).
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long servers have to end: [`listen::DRAIN`] and some.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Tasks that no signal ends.
+const ENDLESS_TASKS: usize = 2;

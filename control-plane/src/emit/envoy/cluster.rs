@@ -1,0 +1,168 @@
+//! Clusters: a Service's port or a workload's address by EDS, and those that dial the original destination.
+//!
+//! An endpoint whose metadata say `{heddle: mtls}` is spoken to over mutual TLS, any other in plaintext; one never
+//! becomes the other because a handshake failed.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy, TransportSocketMatch,
+};
+use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
+use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::thresholds::RetryBudget;
+use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as PbCluster, OutlierDetection};
+use envoy_types::pb::envoy::config::core::v3::BindConfig;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
+    ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+};
+use envoy_types::pb::google::protobuf::Any;
+use heddle_xds::resource::Resource;
+
+use super::{Settings as EnvoySettings, http, tls};
+use crate::emit::pb;
+use crate::model::{Cluster, LoadBalancing, Outlier, Settings, SpiffeId, UpstreamHttp};
+
+/// A cluster whose endpoints are asked for by its name.
+pub fn eds(cluster: &Cluster, settings: &EnvoySettings) -> Resource {
+    let policy = match cluster.settings.load_balancing {
+        LoadBalancing::P2cEwma => LbPolicy::LeastRequest,
+        LoadBalancing::RoundRobin => LbPolicy::RoundRobin,
+    };
+    let message = PbCluster {
+        cluster_discovery_type: discovery(DiscoveryType::Eds),
+        eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(pb::ads()), service_name: String::new() }),
+        lb_policy: policy as i32,
+        transport_socket_matches: mutual_tls(cluster, settings),
+        outlier_detection: cluster.settings.outlier.map(outlier),
+        common_lb_config: Some(panic_threshold(cluster.settings.outlier)),
+        ..base(cluster.name.as_str(), &cluster.settings)
+    };
+    Resource::encode(cluster.name.shared(), &message, pb::sources(&cluster.sources))
+}
+
+/// A cluster that dials whatever address the client dialled; over mutual TLS if the identity there is known.
+pub fn original_dst(
+    name: &str,
+    settings: &Settings,
+    bind: Option<BindConfig>,
+    peer: Option<(&SpiffeId, &EnvoySettings)>,
+) -> PbCluster {
+    let transport_socket =
+        peer.map(|(identity, settings)| tls::upstream(settings, std::slice::from_ref(identity), &tls::OFFER_TCP));
+    PbCluster {
+        cluster_discovery_type: discovery(DiscoveryType::OriginalDst),
+        lb_policy: LbPolicy::ClusterProvided as i32,
+        upstream_bind_config: bind,
+        transport_socket,
+        ..base(name, settings)
+    }
+}
+
+/// A cluster without endpoints: what is sent there is closed.
+pub fn nowhere(name: &str) -> PbCluster {
+    PbCluster {
+        name: name.to_owned(),
+        cluster_discovery_type: discovery(DiscoveryType::Static),
+        ..PbCluster::default()
+    }
+}
+
+/// The HTTP version endpoints are spoken to in, if it does not follow the request's.
+pub fn fixed_alpn(upstream_http: UpstreamHttp) -> Option<&'static [&'static str]> {
+    match upstream_http {
+        UpstreamHttp::AsDownstream => None,
+        UpstreamHttp::Http1 => Some(&tls::OFFER_HTTP1),
+        UpstreamHttp::Http2 => Some(&tls::OFFER_HTTP2),
+    }
+}
+
+fn base(name: &str, settings: &Settings) -> PbCluster {
+    let limits = settings.limits;
+    let thresholds = Thresholds {
+        max_connections: Some(pb::uint32(limits.connections)),
+        max_pending_requests: Some(pb::uint32(limits.pending)),
+        max_requests: Some(pb::uint32(limits.requests)),
+        max_retries: Some(pb::uint32(limits.retries)),
+        retry_budget: Some(RetryBudget {
+            budget_percent: Some(pb::percent(settings.retry_budget.percent.min(100))),
+            min_retry_concurrency: Some(pb::uint32(settings.retry_budget.floor)),
+            ..RetryBudget::default()
+        }),
+        ..Thresholds::default()
+    };
+    PbCluster {
+        name: name.to_owned(),
+        connect_timeout: Some(pb::duration(settings.connect_timeout)),
+        circuit_breakers: Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() }),
+        // One entry, so the encoding has one order.
+        typed_extension_protocol_options: HashMap::from([(PROTOCOL_OPTIONS.to_owned(), protocol(settings))]),
+        ..PbCluster::default()
+    }
+}
+
+/// The ALPN here is a fallback for connections no listener of ours gave another.
+fn mutual_tls(cluster: &Cluster, settings: &EnvoySettings) -> Vec<TransportSocketMatch> {
+    if cluster.identities.is_empty() {
+        return Vec::new();
+    }
+    let alpn = fixed_alpn(cluster.settings.upstream_http).unwrap_or(&tls::OFFER_TCP);
+    vec![TransportSocketMatch {
+        name: pb::MATCH_MTLS.to_owned(),
+        r#match: Some(pb::single(pb::MATCH_KEY, pb::MATCH_MTLS)),
+        transport_socket: Some(tls::upstream(settings, &cluster.identities, alpn)),
+    }]
+}
+
+fn protocol(settings: &Settings) -> Any {
+    let explicit = |config| {
+        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) })
+    };
+    let upstream = match settings.upstream_http {
+        UpstreamHttp::AsDownstream => UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+            http_protocol_options: Some(http::http1()),
+            http2_protocol_options: Some(http::http2()),
+            ..UseDownstreamHttpConfig::default()
+        }),
+        UpstreamHttp::Http1 => explicit(ProtocolConfig::HttpProtocolOptions(http::http1())),
+        UpstreamHttp::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(http::http2())),
+    };
+    pb::any(&HttpProtocolOptions {
+        common_http_protocol_options: Some(http::common(settings.idle_timeout)),
+        upstream_protocol_options: Some(upstream),
+        ..HttpProtocolOptions::default()
+    })
+}
+
+/// Failures in a row eject, of whatever origin; Envoy's statistical detectors stay off.
+fn outlier(outlier: Outlier) -> OutlierDetection {
+    OutlierDetection {
+        consecutive_5xx: Some(pb::uint32(outlier.consecutive_failures)),
+        enforcing_consecutive_5xx: Some(pb::uint32(100)),
+        enforcing_consecutive_gateway_failure: Some(pb::uint32(0)),
+        enforcing_success_rate: Some(pb::uint32(0)),
+        enforcing_failure_percentage: Some(pb::uint32(0)),
+        interval: Some(pb::duration(OUTLIER_INTERVAL)),
+        base_ejection_time: Some(pb::duration(outlier.base_ejection)),
+        max_ejection_time: Some(pb::duration(outlier.max_ejection.max(outlier.base_ejection))),
+        max_ejection_percent: Some(pb::uint32(outlier.max_ejected_percent.min(100))),
+        ..OutlierDetection::default()
+    }
+}
+
+/// Without ejection nothing is ignored: Envoy's default of 50 % would send requests to draining endpoints.
+fn panic_threshold(outlier: Option<Outlier>) -> CommonLbConfig {
+    let percent = outlier.map_or(0, |outlier| outlier.panic_percent.min(100));
+    CommonLbConfig { healthy_panic_threshold: Some(pb::percent(percent)), ..CommonLbConfig::default() }
+}
+
+fn discovery(kind: DiscoveryType) -> Option<ClusterDiscoveryType> {
+    Some(ClusterDiscoveryType::Type(kind as i32))
+}
+
+/// Where Envoy looks for a cluster's HTTP options.
+const PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+/// How often Envoy looks whether an ejection is over; chosen: well below the shortest ejection that makes sense.
+const OUTLIER_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,0 +1,134 @@
+//! `inbound`: what holds for traffic to the asking workload.
+//!
+//! One filter chain for each port some object mentions, the default filter chain for all others; the policies in force
+//! are network filters of the chain ([`super::rbac`]). Facts of the listener: workload, mesh networks, egress default,
+//! sources. Facts of a chain: protocol, TLS mode, service, and the settings towards the application, which in Envoy
+//! would be a cluster of their own.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
+use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
+use heddle_xds::resource::{INBOUND, Resource};
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::rbac;
+use crate::emit::pb;
+use crate::model::cluster::Settings;
+use crate::model::{
+    Egress, InboundPort, LoadBalancing, Protocol, ServiceName, SourceRef, TlsMode, UpstreamHttp, Workload, WorkloadName,
+};
+
+/// The `inbound` resource of one workload; `None`: it has no sidecar.
+pub fn inbound(workload: &Workload) -> Option<Resource> {
+    let inbound = workload.inbound.as_ref()?;
+    let chains = inbound.ports.iter().map(|(number, port)| FilterChain {
+        filter_chain_match: Some(FilterChainMatch {
+            destination_port: Some(pb::uint32(u32::from(*number))),
+            ..FilterChainMatch::default()
+        }),
+        ..chain(number.to_string(), port)
+    });
+    let message = Listener {
+        name: INBOUND.to_owned(),
+        filter_chains: chains.collect(),
+        default_filter_chain: Some(chain("other".to_owned(), &inbound.other_ports)),
+        traffic_direction: TrafficDirection::Inbound as i32,
+        metadata: Some(pb::facts(&ListenerFacts {
+            workload: &workload.name,
+            cidrs: &inbound.mesh.cidrs,
+            egress: inbound.mesh.egress,
+            sources: &inbound.sources,
+        })),
+        ..Listener::default()
+    };
+    Some(Resource::encode(INBOUND, &message, pb::sources(&inbound.sources)))
+}
+
+#[derive(Serialize)]
+struct ListenerFacts<'m> {
+    workload: &'m WorkloadName,
+    cidrs: &'m [IpNet],
+    egress: Egress,
+    sources: &'m [SourceRef],
+}
+
+#[derive(Serialize)]
+struct ChainFacts<'m> {
+    protocol: Protocol,
+    tls: TlsMode,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<&'m ServiceName>,
+    settings: SettingsFacts,
+}
+
+/// [`Settings`] in numbers, so that nothing is lost to rounding.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SettingsFacts {
+    load_balancing: LoadBalancing,
+    connect_timeout_nanos: u64,
+    idle_timeout_nanos: u64,
+    connections: u32,
+    pending: u32,
+    requests: u32,
+    retries: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outlier: Option<OutlierFacts>,
+    retry_budget_percent: u32,
+    retry_budget_floor: u32,
+    upstream_http: UpstreamHttp,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OutlierFacts {
+    consecutive_failures: u32,
+    base_ejection_nanos: u64,
+    max_ejection_nanos: u64,
+    max_ejected_percent: u32,
+    panic_percent: u32,
+}
+
+fn chain(name: String, port: &InboundPort) -> FilterChain {
+    let facts = ChainFacts {
+        protocol: port.protocol,
+        tls: port.tls,
+        service: port.service.as_ref(),
+        settings: settings(&port.settings),
+    };
+    FilterChain {
+        name,
+        filters: rbac::filters(&port.policies),
+        metadata: Some(pb::facts(&facts)),
+        ..FilterChain::default()
+    }
+}
+
+fn settings(settings: &Settings) -> SettingsFacts {
+    SettingsFacts {
+        load_balancing: settings.load_balancing,
+        connect_timeout_nanos: nanos(settings.connect_timeout),
+        idle_timeout_nanos: nanos(settings.idle_timeout),
+        connections: settings.limits.connections,
+        pending: settings.limits.pending,
+        requests: settings.limits.requests,
+        retries: settings.limits.retries,
+        outlier: settings.outlier.as_ref().map(|outlier| OutlierFacts {
+            consecutive_failures: outlier.consecutive_failures,
+            base_ejection_nanos: nanos(outlier.base_ejection),
+            max_ejection_nanos: nanos(outlier.max_ejection),
+            max_ejected_percent: outlier.max_ejected_percent,
+            panic_percent: outlier.panic_percent,
+        }),
+        retry_budget_percent: settings.retry_budget.percent,
+        retry_budget_floor: settings.retry_budget.floor,
+        upstream_http: settings.upstream_http,
+    }
+}
+
+/// Saturates after 584 years.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

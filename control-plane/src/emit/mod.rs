@@ -1,0 +1,10 @@
+//! The model as xDS resources, pure: one folder for each kind of client, because their dialects differ.
+//!
+//! Every resource encodes to the same bytes on every replica and after every restart, because its version is their
+//! hash: a map field holds one entry, or goes through [`pb::merged`]. Called by `publish`, which decides when.
+
+pub mod heddle;
+pub mod index;
+pub mod pb;
+
+pub use index::Index;

@@ -1,0 +1,166 @@
+//! A cluster: how one port of a Service, or one workload, is talked to.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::duration;
+use super::name::{ResourceName, ServiceName, SourceRef, SpiffeId};
+
+/// Where requests for one Service port go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cluster {
+    /// `<ns>/<svc>/<port>`, or a direct destination's.
+    pub name: ResourceName,
+    /// The Service behind it; for a workload dialled directly, the one Service that owns the port, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceName>,
+    /// Limits, timeouts, policies.
+    #[serde(skip_serializing_if = "Settings::is_default")]
+    pub settings: Settings,
+    /// All identities its meshed endpoints may show, sorted. Empty: none is meshed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub identities: Vec<SpiffeId>,
+    /// Objects this was made from, sorted.
+    pub sources: Vec<SourceRef>,
+}
+
+/// What a cluster is configured to do. Defaults are the sidecar's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Settings {
+    /// How an endpoint is chosen.
+    pub load_balancing: LoadBalancing,
+    /// How long a TCP connection with its TLS handshake may take.
+    #[serde(serialize_with = "duration::text")]
+    pub connect_timeout: Duration,
+    /// How long an idle HTTP/1 connection is kept for reuse.
+    #[serde(serialize_with = "duration::text")]
+    pub idle_timeout: Duration,
+    /// Most that may be open at once.
+    pub limits: Limits,
+    /// When an endpoint is taken out; `None`: never.
+    pub outlier: Option<Outlier>,
+    /// How many retries there may be.
+    pub retry_budget: RetryBudget,
+    /// What endpoints speak when a request must not leave as it came.
+    pub upstream_http: UpstreamHttp,
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LoadBalancing {
+    /// The better of two random endpoints by peak EWMA latency and requests in flight.
+    P2cEwma,
+    /// One after another, by weight.
+    RoundRobin,
+}
+
+/// Circuit breaker limits of one sidecar towards one cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// TCP connections.
+    pub connections: u32,
+    /// Requests that wait for a connection.
+    pub pending: u32,
+    /// Requests under way.
+    pub requests: u32,
+    /// Retries under way.
+    pub retries: u32,
+}
+
+/// When an endpoint is ejected, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outlier {
+    /// Failures in a row (5xx, connection failures, timeouts) that eject.
+    pub consecutive_failures: u32,
+    /// Length of the first ejection; the n-th in a row is n times as long.
+    #[serde(serialize_with = "duration::text")]
+    pub base_ejection: Duration,
+    /// Longest ejection.
+    #[serde(serialize_with = "duration::text")]
+    pub max_ejection: Duration,
+    /// Most endpoints out at once, in percent.
+    pub max_ejected_percent: u32,
+    /// Below this share of healthy endpoints, in percent, ejections are ignored.
+    pub panic_percent: u32,
+}
+
+/// How many retries there may be at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RetryBudget {
+    /// Share of active requests, in percent.
+    pub percent: u32,
+    /// Always allowed, however few requests are active.
+    pub floor: u32,
+}
+
+/// The HTTP version spoken to endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum UpstreamHttp {
+    /// The version the request came in.
+    AsDownstream,
+    /// HTTP/1.1 always.
+    Http1,
+    /// HTTP/2 always.
+    Http2,
+}
+
+impl Settings {
+    /// Whether nobody asked for anything; golden files leave such settings out.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            load_balancing: LoadBalancing::P2cEwma,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            idle_timeout: DEFAULT_IDLE_TIMEOUT,
+            limits: Limits::default(),
+            outlier: Some(Outlier::default()),
+            retry_budget: RetryBudget::default(),
+            upstream_http: UpstreamHttp::AsDownstream,
+        }
+    }
+}
+
+/// The sidecar's own: finite, above what a healthy service with slow answers needs.
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 10_000, pending: 1_000, requests: 10_000, retries: 100 }
+    }
+}
+
+/// The sidecar's own: Envoy's counts and times, but half the endpoints may go.
+impl Default for Outlier {
+    fn default() -> Self {
+        Self {
+            consecutive_failures: 5,
+            base_ejection: Duration::from_secs(30),
+            max_ejection: Duration::from_secs(300),
+            max_ejected_percent: 50,
+            panic_percent: 30,
+        }
+    }
+}
+
+/// The sidecar's own: a fifth more load at the worst, and a floor for quiet clients.
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { percent: 20, floor: 3 }
+    }
+}
+
+/// The sidecar's own: one lost SYN is sent again after 1 s (RFC 6298 §2.1); twice that survives one loss.
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The sidecar's own: below the keep-alive of common servers.
+pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(30);

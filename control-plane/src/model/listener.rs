@@ -1,0 +1,105 @@
+//! An original destination as clients dial it, and what it leads to.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::name::{ResourceName, ServiceName, SourceRef, WorkloadName};
+
+/// One port of a Service, or one address and port of a workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutboundListener {
+    /// Whose port it is.
+    pub owner: Owner,
+    /// The port clients dial.
+    pub port: u16,
+    /// The port's name, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port_name: Option<Arc<str>>,
+    /// Where clients dial it: the Service's cluster IPs with this port, sorted. Empty for a headless Service, whose
+    /// clients dial workloads directly; proxyless gRPC finds it by name all the same.
+    pub addresses: Vec<SocketAddr>,
+    /// How bytes are read.
+    pub protocol: Protocol,
+    /// Routes; `None` where the port can carry no HTTP ([`Protocol::Tcp`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpRoutes>,
+    /// Cluster for opaque bytes; `None` where the port carries HTTP only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<ResourceName>,
+    /// Objects this was made from, sorted.
+    pub sources: Vec<SourceRef>,
+}
+
+/// Whose port a listener is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Owner {
+    /// A Service.
+    Service(ServiceName),
+    /// A workload, dialled by its own address.
+    Workload(WorkloadName),
+}
+
+/// Which route table a client gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpRoutes {
+    /// For every client whose namespace is not in `consumers`: the producer's routes.
+    pub table: ResourceName,
+    /// By client namespace: the routes that namespace brought itself; they replace the producer's (GEP-1294,
+    /// "Consumer routes").
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub consumers: BTreeMap<Arc<str>, ResourceName>,
+}
+
+impl OutboundListener {
+    /// How bytes from clients in `namespace` are read: where they brought routes of their own to a port that declares
+    /// nothing, those routes say HTTP.
+    pub fn protocol_for(&self, namespace: &str) -> Protocol {
+        let brought = self.http.as_ref().is_some_and(|http| http.consumers.contains_key(namespace));
+        if brought && self.protocol == Protocol::Detect { Protocol::Http } else { self.protocol }
+    }
+}
+
+impl HttpRoutes {
+    /// The table for clients in `namespace`.
+    pub fn for_client(&self, namespace: &str) -> &ResourceName {
+        self.consumers.get(namespace).unwrap_or(&self.table)
+    }
+}
+
+/// How bytes on a port are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Protocol {
+    /// Not declared: decided per connection from its first bytes.
+    Detect,
+    /// HTTP/1.1 or HTTP/2, told apart by the preface; other bytes are refused.
+    Http,
+    /// HTTP/2 (gRPC included); other bytes are refused.
+    Http2,
+    /// Opaque: relayed, never parsed.
+    Tcp,
+}
+
+impl Protocol {
+    /// Whether requests may be found on such a port.
+    pub fn may_be_http(self) -> bool {
+        match self {
+            Self::Detect | Self::Http | Self::Http2 => true,
+            Self::Tcp => false,
+        }
+    }
+
+    /// Whether opaque bytes may be found on such a port.
+    pub fn may_be_opaque(self) -> bool {
+        match self {
+            Self::Detect | Self::Tcp => true,
+            Self::Http | Self::Http2 => false,
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! HTTP routes, already in order of precedence.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::duration;
+use super::name::{ResourceName, ServiceName, SourceRef};
+
+/// All routes of one Service port for one kind of client. First match wins; no match is 404.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteTable {
+    /// `<ns>/<svc>/<port>`, `<ns>/<svc>/<port>@<client ns>`, or a direct destination's.
+    pub name: ResourceName,
+    /// The Service whose port it is; `None` for a workload dialled directly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceName>,
+    /// In order of Gateway API precedence.
+    pub routes: Vec<Route>,
+    /// Objects this was made from, sorted.
+    pub sources: Vec<SourceRef>,
+}
+
+/// One match and what it leads to. A rule with several matches stands here once per match.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    /// What a request must look like.
+    pub matches: RouteMatch,
+    /// What is done with it; shared between the matches of one rule.
+    pub rule: Arc<Rule>,
+}
+
+/// Conditions on a request; all must hold. Absent ones hold always.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteMatch {
+    /// Condition on the path, without query.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathMatch>,
+    /// Conditions on headers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderMatch>,
+    /// Conditions on query parameters; the first of a repeated name counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub query: Vec<QueryMatch>,
+    /// The method, exactly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+}
+
+/// Condition on a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PathMatch {
+    /// The whole path.
+    Exact(String),
+    /// Whole segments from the start. Kept without trailing slash; `""` matches every path.
+    Prefix(String),
+    /// The whole path against an RE2-style expression, not anchored by itself.
+    Regex(String),
+}
+
+/// Condition on a header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderMatch {
+    /// In lower case.
+    pub name: String,
+    /// Condition on its value.
+    pub value: StringMatch,
+}
+
+/// Condition on a query parameter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QueryMatch {
+    /// Exactly as sent, after percent-decoding.
+    pub name: String,
+    /// Condition on its value.
+    pub value: StringMatch,
+}
+
+/// Condition on a value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StringMatch {
+    /// The whole value.
+    Exact(String),
+    /// The whole value against an RE2-style expression, not anchored by itself.
+    Regex(String),
+}
+
+/// What one route rule does with the requests it matches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rule {
+    /// `<Kind>/<namespace>/<name>/<rule index or name>`, or `default` where no route object applies.
+    pub name: Arc<str>,
+    /// Applied in this order, to the request or later to its response.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<Filter>,
+    /// Where requests go, by weight. Empty with no redirect among the filters: 500 (Gateway API, `BackendRefs`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backends: Vec<Backend>,
+    /// From the request's arrival to the end of its response; `None`: no limit.
+    #[serde(serialize_with = "duration::optional", skip_serializing_if = "Option::is_none")]
+    pub request_timeout: Option<Duration>,
+    /// For one attempt; `None`: only the request timeout limits it.
+    #[serde(serialize_with = "duration::optional", skip_serializing_if = "Option::is_none")]
+    pub try_timeout: Option<Duration>,
+    /// When a failed attempt is made again; `None`: only what was never delivered is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryPolicy>,
+}
+
+/// One weighted target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Backend {
+    /// Share of the rule's requests, relative to the other backends; 0 gets none. At most 1,000,000.
+    pub weight: u32,
+    /// The cluster; `None`: the reference is invalid and this share is answered 500.
+    pub cluster: Option<ResourceName>,
+    /// Applied after the rule's own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<Filter>,
+}
+
+/// When and how often a failed attempt is made again by policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RetryPolicy {
+    /// Retries after the first attempt.
+    pub retries: u32,
+    /// Response codes that are tried again, sorted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub codes: Vec<u16>,
+    /// gRPC status codes that are tried again, sorted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub grpc_codes: Vec<u16>,
+    /// Connections that broke or timed out are tried again.
+    pub connection_failures: bool,
+    /// Base of the exponential back-off with full jitter.
+    #[serde(serialize_with = "duration::text")]
+    pub backoff_base: Duration,
+    /// Longest back-off.
+    #[serde(serialize_with = "duration::text")]
+    pub backoff_max: Duration,
+}
+
+/// What is done to a request or a response on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Filter {
+    /// Changes request headers.
+    RequestHeaders(HeaderChanges),
+    /// Changes response headers.
+    ResponseHeaders(HeaderChanges),
+    /// Answers with a redirect; nothing is sent upstream.
+    Redirect(Redirect),
+    /// Changes host or path before sending upstream.
+    Rewrite(Rewrite),
+}
+
+/// Header changes: `set` replaces, `add` appends, `remove` deletes; in this order. Names in lower case.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderChanges {
+    /// Replaced, or made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub set: Vec<HeaderValue>,
+    /// Appended as one more value.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub add: Vec<HeaderValue>,
+    /// All values deleted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub remove: Vec<String>,
+}
+
+/// A header to write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderValue {
+    /// In lower case.
+    pub name: String,
+    /// Visible ASCII, blanks and tabs.
+    pub value: String,
+}
+
+/// A redirect: parts that are absent are taken from the request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Redirect {
+    /// `http` or `https`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<Scheme>,
+    /// Host of the Location.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Path of the Location.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathChange>,
+    /// Port of the Location; absent: the scheme's own if a scheme is given, else the port that was dialled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+/// Scheme of a redirect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Scheme {
+    /// `http`, port 80.
+    Http,
+    /// `https`, port 443.
+    Https,
+}
+
+/// A rewrite of what goes upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rewrite {
+    /// New Host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// New path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathChange>,
+}
+
+/// A change of path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PathChange {
+    /// The whole path.
+    Full(String),
+    /// The part the route's prefix matched is replaced by this; the prefix itself is the route's own
+    /// [`PathMatch::Prefix`].
+    Prefix(String),
+}

@@ -1,0 +1,115 @@
+//! Resources that were made for somebody, by name, until a change makes them of no use. No clock, no lock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use heddle_xds::resource::{INBOUND, Kind};
+
+use super::{Published, Stale};
+use crate::model::WorkloadName;
+
+/// What was made of one generation of the mesh.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    generation: u64,
+    named: BTreeMap<Arc<str>, Named>,
+    inbound: HashMap<WorkloadName, Published>,
+    /// In both together.
+    entries: usize,
+}
+
+/// Where a resource is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Key {
+    /// A workload's own.
+    Inbound(WorkloadName),
+    /// Everybody's, or that of the clients in one namespace.
+    Named {
+        /// Its name.
+        name: Arc<str>,
+        /// Its kind: a route table, a cluster and its endpoints share a name.
+        kind: Kind,
+        /// Whose clients get it, if not all.
+        namespace: Option<Arc<str>>,
+    },
+}
+
+/// Everything under one name.
+#[derive(Debug, Default)]
+struct Named {
+    /// Namespaces whose clients get another listener than everybody.
+    own: Vec<Arc<str>>,
+    made: Vec<(Kind, Option<Arc<str>>, Published)>,
+}
+
+impl Cache {
+    /// What was made for this name, if it was made of this generation.
+    pub(super) fn find(&self, generation: u64, client: &WorkloadName, kind: Kind, name: &str) -> Option<Published> {
+        if self.generation != generation {
+            return None;
+        }
+        if kind == Kind::Listener && name == INBOUND {
+            return self.inbound.get(client).cloned();
+        }
+        let named = self.named.get(name)?;
+        let namespace = named.own.contains(&client.namespace).then_some(&client.namespace);
+        let mut made = named.made.iter();
+        made.find(|(of, whose, _)| *of == kind && whose.as_ref() == namespace).map(|(_, _, made)| made.clone())
+    }
+
+    /// Keeps what was made of `generation`, unless the mesh has changed since.
+    pub(super) fn add(&mut self, generation: u64, key: Key, own: Vec<Arc<str>>, published: Published) {
+        if self.generation != generation {
+            return;
+        }
+        if self.entries >= MAX_ENTRIES {
+            self.named.clear();
+            self.inbound.clear();
+            self.entries = 0;
+        }
+        match key {
+            Key::Inbound(workload) => {
+                self.entries += usize::from(self.inbound.insert(workload, published).is_none());
+            }
+            Key::Named { name, kind, namespace } => {
+                let named = self.named.entry(name).or_default();
+                if kind == Kind::Listener {
+                    named.own = own;
+                }
+                // Two streams may have made it at once.
+                if !named.made.iter().any(|(of, whose, _)| *of == kind && *whose == namespace) {
+                    named.made.push((kind, namespace, published));
+                    self.entries += 1;
+                }
+            }
+        }
+    }
+
+    /// The mesh is of `generation` now.
+    pub(super) fn advance(&mut self, generation: u64, stale: &Stale) {
+        self.generation = generation;
+        for name in &stale.names {
+            self.forget(name);
+        }
+        for prefix in &stale.prefixes {
+            let from = (Bound::Included(prefix.as_str()), Bound::Unbounded);
+            let names = self.named.range::<str, _>(from).map(|(name, _)| name);
+            let names: Vec<Arc<str>> = names.take_while(|name| name.starts_with(prefix.as_str())).cloned().collect();
+            names.iter().for_each(|name| self.forget(name));
+        }
+        for workload in &stale.inbound {
+            self.entries -= usize::from(self.inbound.remove(workload).is_some());
+        }
+    }
+
+    fn forget(&mut self, name: &str) {
+        if let Some(named) = self.named.remove(name) {
+            self.entries -= named.made.len();
+        }
+    }
+}
+
+/// Resources kept; above it all are forgotten and those in use are made anew. Chosen: the whole of a mesh with ten thousand
+/// Services, some hundred MiB; a client that asks for every port of a pod gets no further.
+const MAX_ENTRIES: usize = 65_536;

@@ -1,0 +1,1 @@
+//! What a change forgets, and what it keeps.

@@ -1,0 +1,236 @@
+//! Route tables: the routes that hold at a Service's port, in order of precedence, for every kind of client.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service;
+
+use super::precedence::Key;
+use super::service::Port;
+use super::traffic::{self, Traffic};
+use super::{accept, backend, filter, grpc_route, http_route};
+use crate::api::traffic_policy::{BACKOFF_GROWTH, DEFAULT_ATTEMPTS, DEFAULT_BACKOFF};
+use crate::model::route::RetryPolicy;
+use crate::model::{Backend, Filter, Protocol, ResourceName, Route, RouteTable, Rule, ServiceName, SourceRef};
+use crate::objects::route::{RouteRule, RuleRetry};
+use crate::objects::{self, Kind, Objects, name_of, namespace_of};
+use crate::status::Reason;
+
+/// The route tables of one Service port.
+pub(super) struct Tables {
+    /// What the port carries: what it declares, or HTTP because a producer's route says so.
+    pub(super) protocol: Protocol,
+    /// None where the port carries no HTTP; else the producer's, then the consumers'.
+    pub(super) tables: Vec<RouteTable>,
+}
+
+/// The tables of `port`.
+pub(super) fn tables(objects: &Objects, service: &Service, port: &Port<'_>) -> Tables {
+    let name = ServiceName::new(namespace_of(&service.metadata), name_of(&service.metadata));
+    if port.declared == Protocol::Tcp {
+        return Tables { protocol: Protocol::Tcp, tables: Vec::new() };
+    }
+    let mut by_namespace: BTreeMap<&str, Vec<&Arc<objects::Route>>> = BTreeMap::new();
+    for route in objects.routes_of(&name.namespace, &name.name) {
+        if accept::holds_at(objects, route, &name.namespace, &name.name, port.number) {
+            by_namespace.entry(namespace_of(&route.metadata)).or_default().push(route);
+        }
+    }
+    let producers = by_namespace.remove(&*name.namespace).unwrap_or_default();
+    let own = ResourceName::service_port(&name, port.number);
+    let mut tables = vec![if producers.is_empty() {
+        default_table(objects, &name, own)
+    } else {
+        table(objects, &name, own, &producers)
+    }];
+    for (namespace, consumers) in &by_namespace {
+        let own = ResourceName::consumer(&name, port.number, namespace);
+        tables.push(table(objects, &name, own, consumers));
+    }
+    let protocol = match port.declared {
+        Protocol::Detect if producers.iter().any(|route| route.kind == Kind::GrpcRoute) => Protocol::Http2,
+        Protocol::Detect if !producers.is_empty() => Protocol::Http,
+        declared => declared,
+    };
+    Tables { protocol, tables }
+}
+
+/// What became of a route's rules.
+#[derive(Default)]
+pub(super) struct Built {
+    pub(super) routes: Vec<(Key, Route)>,
+    /// What is not in force as written, a sentence each.
+    pub(super) broken: Vec<String>,
+    /// Rules that do nothing as written.
+    pub(super) useless: usize,
+    /// References that could not be followed.
+    pub(super) unresolved: Vec<(Reason, String)>,
+}
+
+/// The rules of `route` as they hold for clients of `service`.
+pub(super) fn build(objects: &Objects, route: &objects::Route, service: &ServiceName) -> Built {
+    let everything = [RouteRule::default()];
+    let rules = route.spec.rules.as_deref().unwrap_or(&everything);
+    let traffic = traffic::for_route(objects, route, service);
+    let mut built = Built::default();
+    for (index, rule) in rules.iter().enumerate() {
+        one(objects, route, service, &traffic, index, rule, &mut built);
+    }
+    built
+}
+
+/// How many rules a route has, the one it has by default included.
+pub(super) fn rule_count(route: &objects::Route) -> usize {
+    route.spec.rules.as_ref().map_or(1, Vec::len)
+}
+
+fn one(
+    objects: &Objects,
+    route: &objects::Route,
+    service: &ServiceName,
+    traffic: &Traffic,
+    index: usize,
+    rule: &RouteRule,
+    built: &mut Built,
+) {
+    let at = rule.name.clone().unwrap_or_else(|| index.to_string());
+    let matches = match route.kind {
+        Kind::GrpcRoute => grpc_route::matches(route, index, rule),
+        _ => http_route::matches(route, index, rule),
+    };
+    let matches = match matches {
+        Ok(matches) => matches,
+        Err(problem) => {
+            built.broken.push(format!("rule {at}: {problem}; the rule is left out"));
+            built.useless += 1;
+            return;
+        }
+    };
+    let prefix_only = route.kind == Kind::HttpRoute && http_route::prefix_only(rule);
+    let mut backends = Vec::new();
+    let filters = match filter::filters(&rule.filters, prefix_only) {
+        Ok(filters) => {
+            for given in &rule.backend_refs {
+                let backend = backend_of(objects, route, service, given, prefix_only, &at, built);
+                backends.push(backend);
+            }
+            filters
+        }
+        Err(problem) => {
+            built.broken.push(format!("rule {at}: {problem}"));
+            built.useless += 1;
+            Vec::new()
+        }
+    };
+    if filters.iter().any(|filter| matches!(filter, Filter::Redirect(_))) {
+        backends.clear();
+    }
+    if rule.session_persistence.is_some() {
+        built.broken.push(format!("rule {at}: sessionPersistence is not supported; the rule holds without it"));
+    }
+    let mut timeout = |text: Option<&String>, fallback: Option<Duration>| match text.map(|text| (text, duration(text)))
+    {
+        None => fallback,
+        Some((_, Some(length))) => (!length.is_zero()).then_some(length),
+        Some((text, None)) => {
+            built
+                .broken
+                .push(format!("rule {at}: timeout `{text}` is no duration (GEP-2257); the rule holds without it"));
+            fallback
+        }
+    };
+    let given = rule.timeouts.clone().unwrap_or_default();
+    let request_timeout = timeout(given.request.as_ref(), traffic.request_timeout());
+    let try_timeout = timeout(given.backend_request.as_ref(), traffic.try_timeout());
+    let rule = Arc::new(Rule {
+        name: format!("{}/{}/{}/{at}", route.kind, namespace_of(&route.metadata), name_of(&route.metadata)).into(),
+        filters,
+        backends,
+        request_timeout,
+        try_timeout,
+        retry: rule.retry.as_ref().map_or_else(|| traffic.retry(), |given| Some(retry(given))),
+    });
+    built.routes.extend(matches.into_iter().map(|(key, matches)| (key, Route { matches, rule: rule.clone() })));
+}
+
+fn backend_of(
+    objects: &Objects,
+    route: &objects::Route,
+    service: &ServiceName,
+    given: &objects::route::BackendRef,
+    prefix_only: bool,
+    at: &str,
+    built: &mut Built,
+) -> Backend {
+    let weight = u32::try_from(given.weight.unwrap_or(1)).unwrap_or(0).min(MAX_WEIGHT);
+    let mut cluster = match backend::resolve(objects, route, Some(service), given) {
+        Ok(cluster) => Some(cluster),
+        Err((reason, problem)) => {
+            built.unresolved.push((reason, format!("rule {at}: {problem}")));
+            None
+        }
+    };
+    let filters = filter::filters(&given.filters, prefix_only).unwrap_or_else(|problem| {
+        built.broken.push(format!("rule {at}, backend {}: {problem}", given.name));
+        cluster = None;
+        Vec::new()
+    });
+    Backend { weight, cluster, filters }
+}
+
+/// GEP-1731; connections that broke are tried again as well.
+fn retry(given: &RuleRetry) -> RetryPolicy {
+    let base =
+        given.backoff.as_deref().and_then(duration).filter(|length| !length.is_zero()).unwrap_or(DEFAULT_BACKOFF);
+    let codes: BTreeSet<u16> = given.codes.iter().filter_map(|code| u16::try_from(*code).ok()).collect();
+    let attempts = given.attempts.map_or(DEFAULT_ATTEMPTS, |attempts| u32::try_from(attempts).unwrap_or(0));
+    RetryPolicy {
+        retries: attempts.min(MAX_RETRIES),
+        codes: codes.into_iter().filter(|code| (400..=599).contains(code)).collect(),
+        grpc_codes: Vec::new(),
+        connection_failures: true,
+        backoff_base: base,
+        backoff_max: base.saturating_mul(BACKOFF_GROWTH),
+    }
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    crate::api::Duration::from_str(text).ok().map(crate::api::Duration::get)
+}
+
+fn table(objects: &Objects, service: &ServiceName, name: ResourceName, routes: &[&Arc<objects::Route>]) -> RouteTable {
+    let mut sources = BTreeSet::from([SourceRef::new("Service", &service.namespace, &service.name)]);
+    let mut all = Vec::new();
+    for route in routes {
+        sources.insert(SourceRef::new(route.kind.name(), namespace_of(&route.metadata), name_of(&route.metadata)));
+        sources.extend(traffic::for_route(objects, route, service).sources());
+        all.extend(build(objects, route, service).routes);
+    }
+    all.sort_by(|(a, _), (b, _)| a.cmp(b));
+    RouteTable {
+        name,
+        service: Some(service.clone()),
+        routes: all.into_iter().map(|(_, route)| route).collect(),
+        sources: sources.into_iter().collect(),
+    }
+}
+
+/// No route object speaks: everything goes to the Service, by its TrafficPolicy.
+fn default_table(objects: &Objects, service: &ServiceName, name: ResourceName) -> RouteTable {
+    let traffic = traffic::for_service(objects, service);
+    let mut route = Route::default_to(name.clone());
+    let rule = Arc::make_mut(&mut route.rule);
+    rule.request_timeout = traffic.request_timeout();
+    rule.try_timeout = traffic.try_timeout();
+    rule.retry = traffic.retry();
+    let mut sources = BTreeSet::from([SourceRef::new("Service", &service.namespace, &service.name)]);
+    sources.extend(traffic.sources());
+    RouteTable { name, service: Some(service.clone()), routes: vec![route], sources: sources.into_iter().collect() }
+}
+
+/// Gateway API, `BackendRef.weight`.
+const MAX_WEIGHT: u32 = 1_000_000;
+/// As TrafficPolicy allows.
+const MAX_RETRIES: u32 = 10;

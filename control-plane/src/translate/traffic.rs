@@ -1,0 +1,137 @@
+//! TrafficPolicies in force: field by field, a route's over a Service's over its Namespace's; of two with the same
+//! target the oldest whole.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::age;
+use crate::api::traffic_policy::{
+    BACKOFF_GROWTH, CircuitBreaker, DEFAULT_ATTEMPTS, DEFAULT_BACKOFF, LoadBalancingPolicy, OutlierDetection, Retry,
+};
+use crate::api::{TargetRef, TrafficPolicy};
+use crate::model::cluster::{Limits, Outlier};
+use crate::model::route::RetryPolicy;
+use crate::model::{LoadBalancing, ServiceName, Settings, SourceRef, UpstreamHttp};
+use crate::objects::{Kind, Objects, Route, name_of, namespace_of};
+
+/// The policies that reach something, nearest first.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Traffic(Vec<Arc<TrafficPolicy>>);
+
+/// What reaches a Service.
+pub(super) fn for_service(objects: &Objects, service: &ServiceName) -> Traffic {
+    let own = winner(objects, &service.namespace, &|t| t.kind == "Service" && t.name == *service.name);
+    let wide = winner(objects, &service.namespace, &|t| t.kind == "Namespace" && t.name == *service.namespace);
+    Traffic(own.into_iter().chain(wide).collect())
+}
+
+/// What reaches a route's requests to a Service.
+pub(super) fn for_route(objects: &Objects, route: &Route, service: &ServiceName) -> Traffic {
+    let kind = if route.kind == Kind::GrpcRoute { "GRPCRoute" } else { "HTTPRoute" };
+    let name = name_of(&route.metadata);
+    let own = winner(objects, namespace_of(&route.metadata), &|t| t.kind == kind && t.name == name);
+    Traffic(own.into_iter().chain(for_service(objects, service).0).collect())
+}
+
+/// The oldest usable policy of the namespace with such a target.
+pub(super) fn winner(
+    objects: &Objects,
+    namespace: &str,
+    hits: &dyn Fn(&TargetRef) -> bool,
+) -> Option<Arc<TrafficPolicy>> {
+    let policies = objects.traffic_policies.in_namespace(namespace);
+    let usable = policies.filter(|policy| policy.spec.target_refs.iter().any(hits) && policy.spec.check().is_empty());
+    usable.min_by_key(|policy| age(&policy.metadata)).cloned()
+}
+
+impl Traffic {
+    /// How connections to the Service are made and kept.
+    pub(super) fn settings(&self, upstream_http: UpstreamHttp) -> Settings {
+        let defaults = Settings::default();
+        let breaker = |field: fn(&CircuitBreaker) -> Option<u32>| {
+            self.first(|policy| policy.spec.circuit_breaker.as_ref().and_then(field))
+        };
+        Settings {
+            load_balancing: match self.first(|policy| policy.spec.load_balancing.as_ref().map(|lb| lb.policy)) {
+                Some(LoadBalancingPolicy::RoundRobin) => LoadBalancing::RoundRobin,
+                Some(LoadBalancingPolicy::P2cEwma) | None => LoadBalancing::P2cEwma,
+            },
+            connect_timeout: self
+                .first(|policy| policy.spec.connect_timeout)
+                .map_or(defaults.connect_timeout, |length| length.get()),
+            limits: Limits {
+                connections: breaker(|b| b.max_connections).unwrap_or(defaults.limits.connections),
+                pending: breaker(|b| b.max_pending).unwrap_or(defaults.limits.pending),
+                requests: breaker(|b| b.max_requests).unwrap_or(defaults.limits.requests),
+                retries: breaker(|b| b.max_retries).unwrap_or(defaults.limits.retries),
+            },
+            outlier: self.outlier(),
+            upstream_http,
+            ..defaults
+        }
+    }
+
+    /// When a failed request is made again; `None`: never by policy.
+    pub(super) fn retry(&self) -> Option<RetryPolicy> {
+        self.0.iter().find_map(|policy| policy.spec.retry.as_ref()).map(retry)
+    }
+
+    /// How long one attempt may take.
+    pub(super) fn try_timeout(&self) -> Option<Duration> {
+        let set = self.first(|policy| policy.spec.retry.as_ref().and_then(|retry| retry.per_try_timeout));
+        set.map(|length| length.get()).filter(|length| !length.is_zero())
+    }
+
+    /// How long a request may take.
+    pub(super) fn request_timeout(&self) -> Option<Duration> {
+        let set = self.first(|policy| policy.spec.timeouts.as_ref().and_then(|timeouts| timeouts.request));
+        set.map(|length| length.get()).filter(|length| !length.is_zero())
+    }
+
+    /// The policies, for `explain`.
+    pub(super) fn sources(&self) -> Vec<SourceRef> {
+        let names = self.0.iter().map(|policy| &policy.metadata);
+        names.map(|metadata| SourceRef::new("TrafficPolicy", namespace_of(metadata), name_of(metadata))).collect()
+    }
+
+    fn outlier(&self) -> Option<Outlier> {
+        let defaults = Outlier::default();
+        let field = |field: fn(&OutlierDetection) -> Option<u32>| {
+            self.first(|policy| policy.spec.outlier_detection.as_ref().and_then(field))
+        };
+        let length = |field: fn(&OutlierDetection) -> Option<crate::api::Duration>| {
+            self.first(|policy| policy.spec.outlier_detection.as_ref().and_then(field)).map(|length| length.get())
+        };
+        let consecutive_failures = field(|o| o.consecutive_failures).unwrap_or(defaults.consecutive_failures);
+        let base_ejection = length(|o| o.base_ejection).unwrap_or(defaults.base_ejection);
+        (consecutive_failures > 0).then(|| Outlier {
+            consecutive_failures,
+            base_ejection,
+            max_ejection: length(|o| o.max_ejection).unwrap_or(defaults.max_ejection).max(base_ejection),
+            max_ejected_percent: field(|o| o.max_ejection_percent).unwrap_or(defaults.max_ejected_percent),
+            panic_percent: field(|o| o.panic_threshold).unwrap_or(defaults.panic_percent),
+        })
+    }
+
+    fn first<T>(&self, field: impl Fn(&TrafficPolicy) -> Option<T>) -> Option<T> {
+        self.0.iter().find_map(|policy| field(policy))
+    }
+}
+
+fn retry(given: &Retry) -> RetryPolicy {
+    let base = given.backoff.map_or(DEFAULT_BACKOFF, |length| length.get());
+    let mut codes = given.codes.clone();
+    codes.sort_unstable();
+    codes.dedup();
+    let mut grpc_codes = given.grpc_codes.clone();
+    grpc_codes.sort_unstable();
+    grpc_codes.dedup();
+    RetryPolicy {
+        retries: given.attempts.unwrap_or(DEFAULT_ATTEMPTS),
+        codes,
+        grpc_codes,
+        connection_failures: true,
+        backoff_base: base,
+        backoff_max: base.saturating_mul(BACKOFF_GROWTH),
+    }
+}
