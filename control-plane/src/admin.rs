@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
@@ -24,8 +24,11 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use heddle_xds::server::Protocol;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tonic::codegen::Service;
 
 use crate::ads;
 use crate::config::Config;
@@ -50,8 +53,7 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// The pages, for a server that knows who connects ([`ConnectInfo`] of a [`SocketAddr`]).
-    pub fn router(self) -> Router {
+    fn router(self) -> Router {
         let local = Router::new()
             .route("/status", get(status))
             .route("/model", get(model))
@@ -64,6 +66,42 @@ impl Pages {
             .route("/metrics", get(metrics))
             .merge(local)
             .with_state(self)
+    }
+}
+
+/// Serves the pages until `stopped` turns true.
+pub async fn serve(listener: TcpListener, pages: Pages, mut stopped: watch::Receiver<bool>) {
+    let router = pages.router();
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        };
+        let Ok((socket, peer)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let (router, mut stopped) = (router.clone(), stopped.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                let mut request = request.map(axum::body::Body::new);
+                request.extensions_mut().insert(ConnectInfo(peer));
+                let mut router = router.clone();
+                // A router is always ready.
+                async move { router.call(request).await }
+            });
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+            let connection = http.serve_connection(TokioIo::new(socket), service);
+            tokio::select! {
+                // A client's fault, seen by the client.
+                _ = connection => {}
+                _ = stopped.wait_for(|stopped| *stopped) => {}
+            }
+        });
     }
 }
 
@@ -195,3 +233,10 @@ fn yaml(value: &impl Serialize) -> Response {
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
+
+/// Connections at once. Chosen: scrapers, probes and a few people; one above is closed.
+const MAX_CONNECTIONS: usize = 256;
+/// How long a connection may take for a request's head, idle time before it included. Chosen: twice a scrape interval.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Wait after a failed accept, so that a machine without descriptors is not kept busy by it.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

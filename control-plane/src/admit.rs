@@ -139,7 +139,9 @@ impl Caller {
             // Names in these two are made by the control plane for this one workload, and whatever the name, what is
             // answered is looked up among the resources made for it.
             Dialect::Envoy => Ok(()),
-            Dialect::Grpc if name == WILDCARD => Err("proxyless gRPC subscribes to names, not to everything".to_owned()),
+            Dialect::Grpc if name == WILDCARD => {
+                Err("proxyless gRPC subscribes to names, not to everything".to_owned())
+            }
             Dialect::Grpc => Ok(()),
         }
     }
@@ -179,7 +181,11 @@ impl Dialect {
         match node.user_agent_name.as_str() {
             HEDDLE_USER_AGENT => Some(Self::Heddle),
             ENVOY_USER_AGENT => Some(Self::Envoy),
-            agent if agent.get(..GRPC_USER_AGENT.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(GRPC_USER_AGENT)) => {
+            agent
+                if agent
+                    .get(..GRPC_USER_AGENT.len())
+                    .is_some_and(|begin| begin.eq_ignore_ascii_case(GRPC_USER_AGENT)) =>
+            {
                 Some(Self::Grpc)
             }
             _ => None,

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use crate::admit::{self, Caller, Dialect, Proof, Reason};
-use pending::{envoy, grpc};
+use crate::emit::{envoy, grpc};
 use crate::feedback::{Feedback, Said};
 use crate::metrics::Metrics;
 use crate::publish::{Publisher, Snapshot};
@@ -36,7 +36,6 @@ pub struct Shared {
     clients: Mutex<BTreeMap<u64, Arc<Client>>>,
     next_client: AtomicU64,
     metrics: Metrics,
-    envoy: envoy::Settings,
 }
 
 /// The source of one port.
@@ -71,6 +70,10 @@ pub struct Client {
     pub since: SystemTime,
     protocol: Mutex<Option<Protocol>>,
     said: Said,
+    /// What a proxyless gRPC client says about itself.
+    grpc: grpc::Client,
+    /// What an Envoy says about itself.
+    settings: envoy::Settings,
     /// An Envoy's resources, and the generation they were made of.
     envoy: Mutex<Option<(u64, Arc<BTreeMap<Kind, Arc<Set>>>)>>,
 }
@@ -84,7 +87,6 @@ impl Shared {
             clients: Mutex::default(),
             next_client: AtomicU64::new(0),
             metrics,
-            envoy: envoy::Settings::default(),
         }
     }
 
@@ -168,8 +170,8 @@ impl Ads {
                 Some((sets.get(&kind)?.get(name)?.clone(), snapshot.changed_at()))
             }
             Dialect::Grpc => {
-                let found = grpc::lookup(snapshot.model(), workload, kind, name)?;
-                Some((found, snapshot.changed_at()))
+                let found = self.shared.publisher.grpc(snapshot, &client.grpc, kind, name)?;
+                Some((found.resource, found.since))
             }
         }
     }
@@ -183,7 +185,7 @@ impl Ads {
         {
             return Some(sets.clone());
         }
-        let resources = envoy::resources(snapshot.model(), workload, &self.shared.envoy);
+        let resources = envoy::resources(snapshot.model(), workload, &client.settings);
         let sets = resources.into_iter().map(|(kind, resources)| (kind, Arc::new(resources.into_iter().collect())));
         let sets = Arc::new(sets.collect());
         *kept = Some((snapshot.generation(), Arc::clone(&sets)));
@@ -220,6 +222,11 @@ impl Source for Ads {
             since: SystemTime::now(),
             protocol: Mutex::default(),
             said: Said::default(),
+            grpc: grpc::Client {
+                namespace: caller.workload.namespace.clone(),
+                certificate_provider: metadata(node, CERTIFICATE_PROVIDER).map(Arc::from),
+            },
+            settings: envoy_settings(node),
             envoy: Mutex::default(),
             caller,
         });
@@ -295,28 +302,41 @@ fn version(node: &Node) -> String {
     use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
     let version = match &node.user_agent_version_type {
         Some(UserAgentVersionType::UserAgentVersion(version)) => version.clone(),
-        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => build.version.as_ref().map_or_else(String::new, |v| {
-            format!("{}.{}.{}", v.major_number, v.minor_number, v.patch)
-        }),
+        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => build
+            .version
+            .as_ref()
+            .map_or_else(String::new, |v| format!("{}.{}.{}", v.major_number, v.minor_number, v.patch)),
         None => String::new(),
     };
     version.chars().take(MAX_VERSION_CHARS).collect()
 }
 
+fn envoy_settings(node: &Node) -> envoy::Settings {
+    let mut settings = envoy::Settings::default();
+    if let Some(directory) = metadata(node, IDENTITY_DIRECTORY) {
+        settings.identity_directory = directory.trim_end_matches('/').to_owned();
+    }
+    settings
+}
+
+/// A text in the metadata of the node's bootstrap. It says something about its own machine only, so it is believed.
+fn metadata<'n>(node: &'n Node, key: &str) -> Option<&'n str> {
+    use envoy_types::pb::google::protobuf::value::Kind::StringValue;
+    match &node.metadata.as_ref()?.fields.get(key)?.kind {
+        Some(StringValue(text)) if text.len() <= MAX_METADATA_BYTES => Some(text),
+        _ => None,
+    }
+}
+
+/// Node metadata of a proxyless gRPC client: the certificate provider instance of its bootstrap that holds its identity and
+/// the roots. Without it the client is told to speak plaintext.
+pub const CERTIFICATE_PROVIDER: &str = "heddle.dev/certificate-provider";
+/// Node metadata of an Envoy: the directory the identity agent writes to, as that Envoy sees it.
+pub const IDENTITY_DIRECTORY: &str = "heddle.dev/identity-directory";
+/// Bytes of such a text. Linux' longest path (`PATH_MAX`).
+const MAX_METADATA_BYTES: usize = 4096;
 /// How long a stream of an unknown workload waits for its object. Chosen: a pod's address reaches the API server within it;
 /// clients come again anyway.
 const UNKNOWN_WORKLOAD_WAIT: Duration = Duration::from_secs(2);
 /// Chosen: a version with a build's hash.
 const MAX_VERSION_CHARS: usize = 80;
-
-mod pending {
-    #![allow(missing_docs, dead_code)]
-    pub mod envoy {
-        #[derive(Debug, Default)]
-        pub struct Settings;
-        pub fn resources(_: &crate::model::Model, _: &crate::model::Workload, _: &Settings) -> std::collections::BTreeMap<heddle_xds::resource::Kind, Vec<heddle_xds::resource::Resource>> { Default::default() }
-    }
-    pub mod grpc {
-        pub fn lookup(_: &crate::model::Model, _: &crate::model::WorkloadName, _: heddle_xds::resource::Kind, _: &str) -> Option<heddle_xds::resource::Resource> { None }
-    }
-}

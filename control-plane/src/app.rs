@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
-use crate::admin::Pages;
+use crate::admin::{self, Pages};
 use crate::ads::{Ads, Port, Shared};
 use crate::authority::{self, Authority};
 use crate::config::{self, Config};
@@ -69,7 +69,7 @@ pub enum Error {
     /// A server ended.
     #[error("gRPC server: {0}")]
     Grpc(#[from] tonic::transport::Error),
-    /// The admin server ended, or a signal cannot be received.
+    /// A signal cannot be received, or a bound address is unknown.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// A part that must run for ever has ended.
@@ -137,12 +137,13 @@ pub async fn start(config: Config) -> Result<ControlPlane, Error> {
         Some(address) => Some(bind("--plain-ads", address).await?),
         None => None,
     };
-    let admin = bind("--admin-port", SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), config.admin_port)).await?;
+    let everywhere = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), config.admin_port);
+    let pages_listener = bind("--admin-port", everywhere).await?;
     let (stop, stopped) = watch::channel(false);
     let mut control_plane = ControlPlane {
         address: tls.local_addr()?,
         plain_ads: plain.as_ref().map(TcpListener::local_addr).transpose()?,
-        admin: admin.local_addr()?,
+        admin: pages_listener.local_addr()?,
         state: config.state.clone(),
         stop,
         tasks: JoinSet::new(),
@@ -163,7 +164,10 @@ pub async fn start(config: Config) -> Result<ControlPlane, Error> {
     if let Some(plain) = plain {
         tasks.spawn(serve_plain(plain, shared, metrics, stopped.clone()));
     }
-    tasks.spawn(serve_admin(admin, pages, stopped));
+    tasks.spawn(async move {
+        admin::serve(pages_listener, pages, stopped).await;
+        Ok(())
+    });
     tracing::info!(
         address = %control_plane.address,
         plain_ads = ?control_plane.plain_ads,
@@ -266,12 +270,6 @@ async fn serve_plain(
         .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stop_signal(stopped));
     let ((), served) = tokio::join!(accept, serve);
     served?;
-    Ok(())
-}
-
-async fn serve_admin(listener: TcpListener, pages: Pages, stopped: watch::Receiver<bool>) -> Result<(), Error> {
-    let service = pages.router().into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service).with_graceful_shutdown(stop_signal(stopped)).await?;
     Ok(())
 }
 

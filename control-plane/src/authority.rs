@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, SystemTime};
 
+use heddle_certs::bundle;
 use heddle_certs::bundle::Bundle;
 use heddle_certs::ca::{self, Signed};
 use heddle_certs::credential::Identity;
@@ -25,7 +26,6 @@ use heddle_certs::slots::{self, Change, Schedule};
 use heddle_certs::state::{self, Files, State};
 use heddle_certs::store::{self, Directory};
 use heddle_certs::token::{self, Claims, TokenKey};
-use heddle_certs::bundle;
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -237,7 +237,7 @@ impl Authority {
     }
 
     /// Takes what is due at `now`; whether the own certificate was renewed.
-    fn exchange(&self, renew_at: SystemTime, now: SystemTime) -> Result<bool, Error> {
+    pub(crate) fn exchange(&self, renew_at: SystemTime, now: SystemTime) -> Result<bool, Error> {
         let changes = self.rotate(now)?;
         for change in &changes {
             tracing::info!(?change, "roots");
@@ -310,7 +310,10 @@ pub fn bundle_path(state_directory: &Path) -> PathBuf {
 fn to_files(state: &State, brought: bool) -> Result<Files, Error> {
     let mut files = state.to_files();
     if brought {
-        files.insert(BROUGHT_MARK.to_owned(), b"The user brought this authority; it is not exchanged by itself.\n".to_vec());
+        files.insert(
+            BROUGHT_MARK.to_owned(),
+            b"The user brought this authority; it is not exchanged by itself.\n".to_vec(),
+        );
     }
     files.insert(BUNDLE_PEM.to_owned(), state.slots.bundle()?.to_pem().into_bytes());
     files.insert(TRUST_DOMAIN.to_owned(), format!("{}\n", state.slots.trust_domain()).into_bytes());
@@ -477,7 +480,8 @@ mod tests {
         let authority = open(&config).unwrap();
         let (old, begin) = (root(&authority), SystemTime::now());
 
-        let renewed = authority.exchange(begin + Duration::from_secs(1_000_000), begin + Duration::from_secs(6_000)).unwrap();
+        let renewed =
+            authority.exchange(begin + Duration::from_secs(1_000_000), begin + Duration::from_secs(6_000)).unwrap();
         assert!(renewed);
         assert_eq!(authority.current().borrow().bundle.roots().len(), 2);
         assert_eq!(root(&authority), old, "the next root signs only after its lead");
@@ -486,7 +490,8 @@ mod tests {
         let new = root(&authority);
         assert_ne!(new, old);
         drop(authority);
-        assert_eq!(root(&open(&config).unwrap()), new);
+        let later = begin + Duration::from_secs(6_300);
+        assert_eq!(root(&Authority::open(&config, Metrics::new().unwrap(), later).unwrap()), new);
     }
 
     #[test]

@@ -181,9 +181,8 @@ mod tests {
     #[test]
     fn the_last_word_of_a_stream_counts_and_says_whether_a_change_arrived() {
         let (feedback, said) = (Feedback::default(), Said::default());
-        let count = |version: &str, refused| {
-            feedback.count(&said, &"shop/web".into(), &verdict(version, refused), sources())
-        };
+        let count =
+            |version: &str, refused| feedback.count(&said, &"shop/web".into(), &verdict(version, refused), sources());
 
         assert!(!count("1", None), "the first version is no change");
         assert!(!count("2", Some("no")));

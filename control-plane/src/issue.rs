@@ -46,7 +46,10 @@ impl Service {
     async fn answer(&self, request: Request<SignRequest>, now: SystemTime) -> Result<(SignResponse, Issued), Refused> {
         let (id, outcome) = self.authenticate(&request, now)?;
         let _place = self.places.try_acquire().map_err(|_| {
-            Refused(Issued::Overflow, Status::resource_exhausted(format!("{MAX_WAITING} requests wait already; try again")))
+            Refused(
+                Issued::Overflow,
+                Status::resource_exhausted(format!("{MAX_WAITING} requests wait already; try again")),
+            )
         })?;
         let request = request.into_inner();
         let lifetime = requested_lifetime(request.lifetime_seconds, self.authority.leaf_lifetime());
@@ -168,3 +171,73 @@ fn unauthenticated(error: impl std::fmt::Display) -> Refused {
 /// Requests that are signed or wait for it at once. Chosen: a second's work of one core; who comes above it is told to come
 /// again, and clients wait with jitter.
 const MAX_WAITING: usize = 2048;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use heddle_certs::bundle::Bundle;
+    use heddle_certs::identity::TrustDomain;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn service(config: &Config) -> Service {
+        let metrics = Metrics::new().unwrap();
+        let authority = Authority::open(config, metrics.clone(), SystemTime::now()).unwrap();
+        Service::new(Arc::new(authority), Arc::default(), metrics)
+    }
+
+    fn config(state: &std::path::Path) -> Config {
+        Config {
+            root_lifetime: Duration::from_secs(100_000 * 2),
+            ..Config::new("unused", state, TrustDomain::parse("mesh.example").unwrap())
+        }
+    }
+
+    fn ask(version: &str) -> Request<BundlesRequest> {
+        Request::new(BundlesRequest { version: version.to_owned() })
+    }
+
+    #[tokio::test]
+    async fn the_roots_are_told_at_once_and_again_when_they_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let service = service(&config(directory.path()));
+        let mut bundles = service.bundles(ask("")).await.unwrap().into_inner();
+        let first = Bundle::try_from(bundles.next().await.unwrap().unwrap()).unwrap();
+
+        // Half of the root's life: the next one is published.
+        let now = SystemTime::now() + Duration::from_secs(100_000);
+        service.authority.exchange(now, now).unwrap();
+
+        let second = Bundle::try_from(bundles.next().await.unwrap().unwrap()).unwrap();
+        assert_eq!((first.roots().len(), second.roots().len()), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn who_has_the_roots_is_told_nothing_until_they_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let service = service(&config(directory.path()));
+        let known = service.authority.current().borrow().bundle.version().to_owned();
+        let mut bundles = service.bundles(ask(&known)).await.unwrap().into_inner();
+
+        let now = SystemTime::now() + Duration::from_secs(100_000);
+        service.authority.exchange(now, now).unwrap();
+
+        assert_ne!(bundles.next().await.unwrap().unwrap().version, known);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_signed_before_the_mesh_was_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let service = service(&config(directory.path()));
+        let token =
+            crate::authority::join_token(directory.path(), "shop", "web", "web", Duration::from_secs(60)).unwrap();
+        let mut request = Request::new(SignRequest::new(Vec::new(), None));
+        heddle_certs::rpc::authorize(&mut request, &token).unwrap();
+
+        let status = service.sign(request).await.unwrap_err();
+
+        assert_eq!(status.code(), tonic::Code::Unavailable);
+    }
+}

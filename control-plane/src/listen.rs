@@ -2,7 +2,8 @@
 //! takes them, with who is at the other end.
 //!
 //! A connection with a client certificate ends with that certificate, so nobody is believed, nor renews, beyond it; clients
-//! come back with the renewed one and receive differences. What certificate the server shows and whom it believes is looked
+//! come back with the renewed one and receive differences. One without ends after [`ANONYMOUS_LIFETIME`], so strangers
+//! cannot hold the places. What certificate the server shows and whom it believes is looked
 //! up for every handshake. Called by [`crate::app`].
 
 use std::future::Future;
@@ -122,7 +123,8 @@ pub async fn accept_tls(
         let tls = tls.read().unwrap_or_else(PoisonError::into_inner).clone();
         let (connections, metrics, stopped) = (connections.clone(), metrics.clone(), stopped.clone());
         tokio::spawn(async move {
-            let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.handshake(socket, address, open, stopped)).await;
+            let handshake =
+                tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.handshake(socket, address, open, stopped)).await;
             match handshake {
                 Ok(Ok(connection)) => {
                     let mutual = connection.peer.spiffe_id.is_some();
@@ -192,7 +194,8 @@ impl Tls {
         let stream = TlsAcceptor::from(self.config).accept(socket).await.map_err(|error| explain(&error))?;
         let (_, session) = stream.get_ref();
         let mut spiffe_id = None;
-        let mut until = None;
+        // Long enough to ask for a first certificate; who has one comes back with it.
+        let mut left = ANONYMOUS_LIFETIME;
         if let Some(chain) = session.peer_certificates() {
             // rustls asks nobody on a resumed session; the roots and the time may have changed since.
             let now = SystemTime::now();
@@ -201,18 +204,18 @@ impl Tls {
                 format!("{error}{}", if resumed { " (resumed session)" } else { "" })
             })?;
             spiffe_id = Some(Arc::from(peer.id.as_str()));
-            until = Some(peer.not_after.duration_since(now).unwrap_or_default());
+            left = peer.not_after.duration_since(now).unwrap_or_default();
         }
         Ok(Connection {
             io: Io::Tls(Box::new(stream)),
             peer: PeerIdentity { address: Some(address), spiffe_id },
-            end: Box::pin(ends(until, stopped)),
+            end: Box::pin(ends(Some(left), stopped)),
             _open: open,
         })
     }
 }
 
-/// Done when a certificate with `left` to live has ended, or some time after the server was stopped.
+/// Done when what a connection may last is over, or some time after the server was stopped.
 async fn ends(left: Option<Duration>, mut stopped: watch::Receiver<bool>) {
     let expiry = async {
         match left {
@@ -264,7 +267,7 @@ impl AsyncRead for Connection {
         if self.end.as_mut().poll(cx).is_ready() {
             // Polled again it would panic; an ended connection stays ended.
             self.end = Box::pin(std::future::ready(()));
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the certificate or the server has ended")));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "what this connection may last is over")));
         }
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
@@ -302,5 +305,123 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long established connections go on after the server was stopped: answers under way arrive, streams end. Chosen: an
 /// answer takes milliseconds.
 pub const DRAIN: Duration = Duration::from_millis(500);
+/// How long a connection without client certificate may last. Chosen: a first certificate takes milliseconds, and a slow
+/// machine's several tries still fit.
+pub const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(300);
 /// Wait after a failed accept, so that a machine without descriptors is not kept busy by it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use heddle_certs::identity::TrustDomain;
+    use heddle_certs::tls::bootstrap_client_config;
+    use rustls_pki_types::ServerName;
+    use tokio::io::AsyncReadExt;
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+    use crate::authority::Authority;
+    use crate::config::Config;
+
+    struct Server {
+        authority: Authority,
+        address: SocketAddr,
+        accepted: mpsc::Receiver<io::Result<Connection>>,
+        metrics: Metrics,
+        stop: watch::Sender<bool>,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Server {
+        async fn start(max_connections: usize) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let config = Config::new("unused", directory.path(), TrustDomain::parse("mesh.example").unwrap());
+            let metrics = Metrics::new().unwrap();
+            let authority = Authority::open(&config, metrics.clone(), SystemTime::now()).unwrap();
+            let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (connections, accepted) = mpsc::channel(8);
+            let (stop, stopped) = watch::channel(false);
+            let current = authority.current();
+            tokio::spawn(accept_tls(listener, current, connections, max_connections, stopped, metrics.clone()));
+            Self { authority, address, accepted, metrics, stop, _directory: directory }
+        }
+
+        /// The serial number of the certificate that is shown.
+        async fn serial(&self) -> io::Result<String> {
+            let bundle = self.authority.current().borrow().bundle.clone();
+            let expected = Arc::from([bundle.trust_domain().control_plane().unwrap()]);
+            let connector = TlsConnector::from(Arc::new(bootstrap_client_config(bundle, expected).unwrap()));
+            let socket = TcpStream::connect(self.address).await?;
+            let stream = connector.connect(ServerName::from(self.address.ip()), socket).await?;
+            let chain = stream.get_ref().1.peer_certificates().unwrap();
+            Ok(heddle_certs::verify::peer_identity(chain).unwrap().serial_hex)
+        }
+
+        fn metric(&self, line: &str) -> bool {
+            String::from_utf8(self.metrics.text().unwrap()).unwrap().lines().any(|found| found == line)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_renewed_certificate_is_shown_to_the_next_who_connects() {
+        let mut server = Server::start(8).await;
+        let before = server.serial().await.unwrap();
+        server.accepted.recv().await.unwrap().unwrap();
+
+        let now = SystemTime::now();
+        assert!(server.authority.exchange(now, now).unwrap());
+
+        let after = server.serial().await.unwrap();
+        assert_ne!(after, before);
+        assert_eq!(after, server.authority.current().borrow().identity.serial_hex());
+    }
+
+    #[tokio::test]
+    async fn a_connection_above_the_limit_is_closed_and_counted_and_a_free_place_is_used_again() {
+        let mut server = Server::start(1).await;
+        server.serial().await.unwrap();
+        let first = server.accepted.recv().await.unwrap().unwrap();
+
+        assert!(server.serial().await.is_err());
+        assert!(server.metric("heddle_handshakes_total{outcome=\"overflow\"} 1"));
+        assert!(server.metric("heddle_connections 1"));
+
+        drop(first);
+        server.serial().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stopped_server_does_not_accept_and_ends_what_is_open() {
+        let mut server = Server::start(8).await;
+        server.serial().await.unwrap();
+        let mut connection = server.accepted.recv().await.unwrap().unwrap();
+        assert_eq!(connection.connect_info().spiffe_id, None);
+
+        server.stop.send_replace(true);
+
+        assert!(server.accepted.recv().await.is_none());
+        assert!(connection.read_u8().await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_when_its_certificate_does() {
+        let (_stop, stopped) = watch::channel(false);
+        let begin = tokio::time::Instant::now();
+
+        ends(Some(Duration::from_secs(60)), stopped).await;
+
+        assert_eq!(begin.elapsed().as_secs(), 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_plain_connection_ends_only_with_the_server() {
+        let (stop, stopped) = watch::channel(false);
+        let mut end = std::pin::pin!(ends(None, stopped));
+        assert!(tokio::time::timeout(Duration::from_secs(1_000_000), end.as_mut()).await.is_err());
+
+        stop.send_replace(true);
+
+        tokio::time::timeout(DRAIN * 2, end).await.unwrap();
+    }
+}

@@ -26,7 +26,10 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the log may not have begun, and an operator must see why there is no control plane")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the log may not have begun, and an operator must see why there is no control plane"
+)]
 fn failed(error: &dyn std::error::Error) -> ExitCode {
     eprintln!("heddle-control-plane: {error}");
     ExitCode::FAILURE

@@ -20,11 +20,11 @@ use heddle_xds::resource::{INBOUND, Kind, Resource, parse_outbound};
 use tokio::sync::watch;
 
 use crate::emit::index::Destination;
-use crate::emit::{Index, heddle};
+use crate::emit::{Index, grpc, heddle};
 use crate::model::{Model, ServiceName, SpiffeId, WorkloadName};
 use crate::objects::Touched;
 use crate::translate::Translation;
-use cache::{Cache, Key};
+use cache::{Cache, Key, Targets};
 
 /// The newest snapshot and the resources made of it.
 #[derive(Debug)]
@@ -32,6 +32,7 @@ pub struct Publisher {
     /// None until the source was read whole. Written by [`Publisher::publish`] only.
     current: RwLock<Option<Arc<Snapshot>>>,
     cache: Mutex<Cache>,
+    targets: Mutex<Targets>,
     /// The current snapshot's generation; 0 before the first.
     generation: watch::Sender<u64>,
 }
@@ -56,7 +57,12 @@ pub struct Published {
 
 impl Default for Publisher {
     fn default() -> Self {
-        Self { current: RwLock::default(), cache: Mutex::default(), generation: watch::Sender::new(0) }
+        Self {
+            current: RwLock::default(),
+            cache: Mutex::default(),
+            targets: Mutex::default(),
+            generation: watch::Sender::new(0),
+        }
     }
 }
 
@@ -108,6 +114,18 @@ impl Publisher {
         let published = Published { resource, since: snapshot.changed_at };
         let (key, own) = key(snapshot, client, kind, name);
         self.cache().add(snapshot.generation, key, own, published.clone());
+        Some(published)
+    }
+
+    /// The resource a proxyless gRPC client gets for a name, as `snapshot` has it; `None`: there is none.
+    pub fn grpc(&self, snapshot: &Snapshot, client: &grpc::Client, kind: Kind, name: &str) -> Option<Published> {
+        let targets = || self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = targets().find(snapshot.generation, client, kind, name) {
+            return Some(found);
+        }
+        let resource = grpc::resource(snapshot.model(), client, kind, name)?;
+        let published = Published { resource, since: snapshot.changed_at };
+        targets().add(snapshot.generation, client, kind, published.clone());
         Some(published)
     }
 
@@ -205,7 +223,10 @@ impl Difference {
         }
         for name in &self.workloads {
             let before = old.and_then(|old| old.workloads.get(name));
-            index.replace_workload(before.map(|workload| &**workload), new.workloads.get(name).map(|workload| &**workload));
+            index.replace_workload(
+                before.map(|workload| &**workload),
+                new.workloads.get(name).map(|workload| &**workload),
+            );
         }
     }
 

@@ -10,11 +10,17 @@
     reason = "a failed set-up fails the test"
 )]
 
+pub mod h2c;
+pub mod live;
+pub mod meshed;
 pub mod metrics;
 pub mod origin;
 pub mod pods;
+pub mod programs;
+pub mod service;
 pub mod tables;
 pub mod talk;
+pub mod wire;
 
 use std::time::{Duration, Instant};
 

@@ -105,7 +105,7 @@ pub fn greets(pod: &MeshPod, port: u16, greeting: &'static str) {
     });
 }
 
-fn listen(pod: &MeshPod, port: u16) -> [TcpListener; 2] {
+pub(crate) fn listen(pod: &MeshPod, port: u16) -> [TcpListener; 2] {
     let bind = |address: SocketAddr| pod.netns().run(|| TcpListener::bind(address)).unwrap().unwrap();
     [bind(pod.v4(port)), bind(pod.v6(port))]
 }

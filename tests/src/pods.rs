@@ -10,10 +10,11 @@ use heddle_certs::ca::Authority;
 use heddle_certs::credential::Identity;
 use heddle_certs::csr::{Csr, KeyRequest};
 use heddle_certs::identity::{SpiffeId, TrustDomain};
-use heddle_proxy::app::{self, Sidecar};
+use heddle_proxy::app;
 use heddle_proxy::capture::{self, Exempt, Rules};
 use heddle_proxy::config::Config;
 use heddle_proxy::tables::Tables;
+use heddle_proxy::worker::Shared;
 
 /// SO_MARK of the sidecars' own connections.
 pub const MARK: u32 = 0x1dd1e;
@@ -28,8 +29,8 @@ pub struct Mesh {
 pub struct MeshPod {
     /// Namespace and addresses.
     pub pod: Pod,
-    /// Its sidecar.
-    pub sidecar: Option<Sidecar>,
+    /// What the parts of its sidecar share.
+    pub sidecar: Option<Arc<Shared>>,
 }
 
 impl Mesh {
@@ -74,7 +75,7 @@ impl MeshPod {
         let rules = Rules { exempt: Exempt::Mark(MARK), ..Rules::default() };
         let sidecar = self.netns().run(|| {
             capture::install(&rules).unwrap();
-            app::start(config, tables).unwrap()
+            app::start(config, tables).unwrap().shared
         });
         self.sidecar = Some(sidecar.unwrap());
     }
@@ -87,8 +88,8 @@ impl MeshPod {
     }
 
     /// What the parts of its sidecar share.
-    pub fn shared(&self) -> &Arc<heddle_proxy::worker::Shared> {
-        &self.sidecar.as_ref().expect("the pod has a sidecar").shared
+    pub fn shared(&self) -> &Arc<Shared> {
+        self.sidecar.as_ref().expect("the pod has a sidecar")
     }
 
     /// Its namespace.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -85,14 +85,14 @@ impl Mesh {
         std::fs::copy(files.state().join("bundle.pem"), files.secrets().join("bundle.pem"))?;
         let tally = Arc::new(Mutex::new(Tally::default()));
         let mut pods = BTreeMap::new();
-        for (name, number, account) in WORKLOADS {
-            pods.insert(name, starter.pod(&fabric, name, number, account, &tally)?);
-        }
-        for (name, running) in &pods {
+        // The customers come last, when the shop is open.
+        for (name, number, account) in WORKLOADS.into_iter().rev() {
+            let running = starter.pod(&fabric, name, number, account, &tally)?;
             wait_until(&format!("the sidecar of {name} is ready"), interrupted, || {
                 Ok(running.pod.netns.run(|| ready(SocketAddr::from(([127, 0, 0, 1], 15020))))?)
             })
             .with_context(|| log_tail(&files, &format!("{name}-sidecar")))?;
+            pods.insert(name, running);
         }
         Ok(Self { files, pods: Mutex::new(pods), tally, _control_plane: control_plane, fabric })
     }
@@ -129,11 +129,6 @@ impl Mesh {
         running.application.kill()?;
         running.sidecar.kill()?;
         Ok(())
-    }
-
-    /// How many workloads run.
-    pub fn workloads(&self) -> usize {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// A path to the bridge's network namespace, for other commands while this runs.
@@ -295,11 +290,6 @@ fn log_tail(files: &Files, process: &str) -> String {
     format!("{process} said:\n{}", last.join("\n"))
 }
 
-/// The addresses of the demo's pods; a test holds them equal to the manifests.
-pub fn addresses() -> impl Iterator<Item = (&'static str, IpAddr)> {
-    WORKLOADS.iter().map(|(name, number, _)| (*name, IpAddr::from([10, 77, 0, *number])))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -307,7 +297,8 @@ mod tests {
     #[test]
     fn pods_have_the_addresses_their_manifests_give_them() {
         let manifests = include_str!("../../../examples/shop/20-workloads.yaml");
-        for (name, address) in addresses() {
+        for (name, number, _) in WORKLOADS {
+            let address = format!("10.77.0.{number}");
             let stanza = manifests.split("---").find(|stanza| stanza.contains(&format!("name: {name},"))).unwrap();
             assert!(stanza.contains(&format!("\"{address}\"")), "{name} {address}");
         }

@@ -80,13 +80,15 @@ impl Story<'_> {
         // The first requests may come before everybody is ready.
         self.served(20)?;
         let before = self.reading();
-        let (start, end) = self.served(100)?;
-        let edges = self.reading().edges_since(&before);
-        screen::table(&edges);
+        let start = self.mesh.tally();
         let used = ["web-a", "web-b", "catalog-v1", "cart", "stock"];
-        for workload in used {
-            ensure!(edges.iter().any(|edge| edge.workload == workload), "nobody called {workload}");
-        }
+        let edges = self.until("everybody is called", || {
+            let edges = self.reading().edges_since(&before);
+            let called = used.iter().all(|workload| edges.iter().any(|edge| edge.workload == *workload));
+            Ok((called && self.mesh.tally().succeeded >= start.succeeded + 100).then_some(edges))
+        })?;
+        let end = self.mesh.tally();
+        screen::table(&edges);
         ensure!(edges.iter().all(|edge| edge.mutual_tls && !edge.client.is_empty()), "an edge without identity");
         ensure!(
             end.failed == start.failed,

@@ -3,6 +3,8 @@
 //! Every resource encodes to the same bytes on every replica and after every restart, because its version is their
 //! hash: a map field holds one entry, or goes through [`pb::merged`]. Called by `publish`, which decides when.
 
+pub mod envoy;
+pub mod grpc;
 pub mod heddle;
 pub mod index;
 pub mod pb;

@@ -18,7 +18,7 @@ use envoy_types::pb::google::protobuf::{
     Any, BoolValue, Duration as PbDuration, StringValue, Struct, UInt32Value, Value, value,
 };
 use ipnet::IpNet;
-use prost::{Message, Name};
+use prost::Name;
 
 use crate::model::SourceRef;
 
@@ -44,14 +44,14 @@ pub fn duration(value: Duration) -> PbDuration {
 }
 
 /// `google.protobuf.Any` of a message.
-pub fn any<M: Message + Name>(message: &M) -> Any {
+pub fn any<M: Name>(message: &M) -> Any {
     Any { type_url: M::type_url(), value: message.encode_to_vec() }
 }
 
 /// As [`any`], for a message whose maps hold more than one entry: `parts` are messages of one type that hold one entry
 /// each, in the order wanted. Encodings one after another are the encoding of their merge (protobuf encoding, "Last one
 /// wins"), so the order is ours and not that of prost's hash map.
-pub fn merged<M: Message + Name>(parts: impl IntoIterator<Item = M>) -> Any {
+pub fn merged<M: Name>(parts: impl IntoIterator<Item = M>) -> Any {
     let mut value = Vec::new();
     for part in parts {
         value.extend(part.encode_to_vec());
@@ -129,6 +129,7 @@ const MAX_DURATION_SECONDS: u64 = 315_576_000_000;
 #[cfg(test)]
 mod tests {
     use envoy_types::pb::envoy::config::rbac::v3::{Policy, Rbac};
+    use prost::Message;
 
     use super::*;
 

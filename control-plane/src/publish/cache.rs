@@ -7,6 +7,7 @@ use std::sync::Arc;
 use heddle_xds::resource::{INBOUND, Kind};
 
 use super::{Published, Stale};
+use crate::emit::grpc;
 use crate::model::WorkloadName;
 
 /// What was made of one generation of the mesh.
@@ -103,6 +104,11 @@ impl Cache {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn entries(&self) -> usize {
+        self.named.values().map(|named| named.made.len()).sum::<usize>() + self.inbound.len()
+    }
+
     fn forget(&mut self, name: &str) {
         if let Some(named) = self.named.remove(name) {
             self.entries -= named.made.len();
@@ -110,6 +116,33 @@ impl Cache {
     }
 }
 
+/// What was made for proxyless gRPC: few names, each for all clients of one namespace; forgotten whole with every change.
+#[derive(Debug, Default)]
+pub(super) struct Targets {
+    generation: u64,
+    made: HashMap<(grpc::Client, Kind, Arc<str>), Published>,
+}
+
+impl Targets {
+    /// What was made for this name, if it was made of this generation.
+    pub(super) fn find(&self, generation: u64, client: &grpc::Client, kind: Kind, name: &str) -> Option<Published> {
+        let key = (client.clone(), kind, Arc::from(name));
+        if self.generation == generation { self.made.get(&key).cloned() } else { None }
+    }
+
+    /// Keeps what was made of `generation`, if that is not older than what is kept.
+    pub(super) fn add(&mut self, generation: u64, client: &grpc::Client, kind: Kind, published: Published) {
+        if generation < self.generation {
+            return;
+        }
+        if generation > self.generation || self.made.len() >= MAX_ENTRIES {
+            self.made.clear();
+            self.generation = generation;
+        }
+        self.made.insert((client.clone(), kind, published.resource.name.clone()), published);
+    }
+}
+
 /// Resources kept; above it all are forgotten and those in use are made anew. Chosen: the whole of a mesh with ten thousand
 /// Services, some hundred MiB; a client that asks for every port of a pod gets no further.
-const MAX_ENTRIES: usize = 65_536;
+pub(super) const MAX_ENTRIES: usize = 65_536;

@@ -239,9 +239,9 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// `false` is left out by our own kinds where it is the default. A misspelt field with it changes nothing.
+/// `false` and `""` are left out by our own kinds where they are the default. A misspelt field with them changes nothing.
 fn is_default(value: &Value) -> bool {
-    *value == Value::Bool(false)
+    *value == Value::Bool(false) || value == ""
 }
 
 /// What makes an object of a readable type unusable all the same.
@@ -340,6 +340,13 @@ mod tests {
     fn json_is_read_with_tabs_and_all() {
         let text =
             "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Namespace\",\n\t\"metadata\": {\"name\": \"shop\"}\n}\n";
+        assert_eq!(parse(text).unwrap().objects.len(), 1);
+    }
+
+    #[test]
+    fn an_empty_group_is_a_group() {
+        let text = "apiVersion: heddle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: api, namespace: shop}\n\
+                    spec: {targetRefs: [{group: \"\", kind: Service, name: api}], connectTimeout: 1s}\n";
         assert_eq!(parse(text).unwrap().objects.len(), 1);
     }
 

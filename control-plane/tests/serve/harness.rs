@@ -62,6 +62,14 @@ metadata: {name: web, namespace: shop}
 spec: {clusterIP: 10.0.0.1, selector: {app: web}, ports: [{port: 80, targetPort: 8080, appProtocol: http}]}
 ";
 
+/// The Service of [`SHOP`] alone.
+pub const SERVICE: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.0.0.1, selector: {app: web}, ports: [{port: 80, targetPort: 8080, appProtocol: http}]}
+";
+
 /// The Service's clients' listener.
 pub const WEB_LISTENER: &str = "outbound/10.0.0.1:80";
 /// Its routes, cluster and endpoints.
@@ -203,12 +211,16 @@ impl Follower {
     {
         let (sender, updates) = mpsc::unbounded_channel();
         let handler = move |update: &Update| {
-            let changed = update.resources.iter().map(|resource| format!("{} {}", update.kind, resource.name));
+            let changed = update.added.iter().map(|resource| format!("{} {}", update.kind, resource.name));
             let removed = update.removed.iter().map(|name| format!("{} -{name}", update.kind));
             let _ = sender.send(changed.chain(removed).collect());
-            let refused = update.resources.iter().filter(|resource| refuse.contains(&&*resource.name));
+            let refused = update.added.iter().filter(|resource| refuse.contains(&&*resource.name));
             refused
-                .map(|resource| Reject { name: resource.name.clone(), field: "field".into(), reason: "unwanted".into() })
+                .map(|resource| Reject {
+                    name: resource.name.clone(),
+                    field: "field".into(),
+                    reason: "unwanted".into(),
+                })
                 .collect()
         };
         let (subscriptions, task) = client::new(node, connect, handler);

@@ -110,7 +110,7 @@ fn choose<'e>(cluster: &Cluster, among: &'e [Arc<Endpoint>], view: &mut View<'_>
     }
 }
 
-/// Power of two choices (Mitzenmacher 2001) by peak EWMA.
+/// Power of two choices (Mitzenmacher 2001) by peak EWMA, the cheaper one more often.
 fn better_of_two<'e>(among: &'e [Arc<Endpoint>], view: &mut View<'_>) -> &'e Arc<Endpoint> {
     let [first, second] = match among.len() {
         0 | 1 => [0, 0],
@@ -121,7 +121,18 @@ fn better_of_two<'e>(among: &'e [Arc<Endpoint>], view: &mut View<'_>) -> &'e Arc
         }
     };
     let (a, b) = (&among[first], &among[second]);
-    if view.loads.cost(b, view.now) < view.loads.cost(a, view.now) { b } else { a }
+    let [cost_a, cost_b] = [a, b].map(|endpoint| view.loads.cost(endpoint, view.now));
+    let share = share_of_first(cost_a, cost_b);
+    // No coin where there is nothing to decide.
+    if share >= 1.0 || (share > 0.0 && view.rng.f64() < share) { a } else { b }
+}
+
+/// How often the first of two endpoints is taken: by the inverse squares of their costs. Taking always the cheaper, as
+/// Finagle does, gives one of two equally good endpoints nearly everything while requests are few: a difference of a
+/// tenth decides each time, and only the one that is asked is measured.
+fn share_of_first(cost_a: f64, cost_b: f64) -> f64 {
+    let (a, b) = (cost_a * cost_a, cost_b * cost_b);
+    if a + b > 0.0 { b / (a + b) } else { 0.5 }
 }
 
 /// Weighted round robin: position `n` of the endless sequence in which each endpoint stands `weight` times.
@@ -199,6 +210,22 @@ mod tests {
             loads.end(endpoint.id(), Some(latency), now);
         }
         assert_eq!(counts(&cluster, &loads, 1000)[0], 0, "the slow one never wins against another");
+    }
+
+    #[test]
+    fn p2c_gives_a_slightly_slower_endpoint_its_part_and_a_twice_slower_one_a_fifth() {
+        let cluster = cluster(LoadBalancing::P2cEwma, &[1, 1]);
+        let share_of_slower = |slower: u64| {
+            let mut loads = Loads::default();
+            let now = Instant::now();
+            for (endpoint, millis) in cluster.endpoints.load().endpoints.iter().zip([10, slower]) {
+                loads.begin(endpoint.id());
+                loads.end(endpoint.id(), Some(Duration::from_millis(millis)), now);
+            }
+            counts(&cluster, &loads, 1000)[1]
+        };
+        assert!((400..500).contains(&share_of_slower(11)), "{}", share_of_slower(11));
+        assert!((150..250).contains(&share_of_slower(20)), "{}", share_of_slower(20));
     }
 
     #[test]

@@ -13,8 +13,8 @@ use http::request::Parts;
 use http::{Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 
-use super::body::{Counter, Replay, RequestBody};
-use super::error::{Cause, Error, X_HEDDLE_UNDELIVERED};
+use super::body::{Broken, Counter, Replay, RequestBody};
+use super::error::{Cause, Error, Fault, X_HEDDLE_UNDELIVERED};
 use crate::balance::breaker::{self, Kind, Permit};
 use crate::balance::{self, Nothing, outlier};
 use crate::tables::cluster::{Cluster, Endpoint, EndpointTls};
@@ -177,23 +177,45 @@ async fn attempt(
 ) -> Result<(Response<Incoming>, Lease), Failed> {
     let Target { worker, cluster, .. } = target;
     let begun = Instant::now();
-    worker.loads.borrow_mut().begin(endpoint.id());
+    let mut under_way = UnderWay::begin(worker, endpoint.id());
     let outcome = exchange(target, &endpoint, source, begun).await;
-    let now = Instant::now();
-    let latency = outcome.is_ok().then(|| now.saturating_duration_since(begun));
-    worker.loads.borrow_mut().end(endpoint.id(), latency, now);
+    // From when the request left: what a new connection cost says nothing about the next request.
+    under_way.latency = outcome.as_ref().ok().map(|(_, lease)| lease.lent.elapsed());
+    drop(under_way);
     let failure = match &outcome {
         Ok((response, _)) => response.status().is_server_error(),
-        Err(failed) => failed.error.cause != Cause::Overflow,
+        Err(failed) => failed.error.cause.fault() == Fault::Upstream && failed.error.cause != Cause::Overflow,
     };
     if !failure {
-        outlier::success(&endpoint);
+        if outcome.is_ok() {
+            outlier::success(&endpoint);
+        }
     } else if outlier::failure(cluster, &endpoint, worker.shared.now()) {
         tracing::info!(cluster = %cluster.name, endpoint = %endpoint.address, "endpoint ejected");
         worker.shared.metrics.outliers.ejected(&cluster.name);
     }
     drop(retry_permit);
     outcome
+}
+
+/// One request under way at an endpoint, also if its client goes away and nobody waits for it any more.
+struct UnderWay<'w> {
+    worker: &'w Worker,
+    endpoint: u64,
+    latency: Option<Duration>,
+}
+
+impl<'w> UnderWay<'w> {
+    fn begin(worker: &'w Worker, endpoint: u64) -> Self {
+        worker.loads.borrow_mut().begin(endpoint);
+        Self { worker, endpoint, latency: None }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.worker.loads.borrow_mut().end(self.endpoint, self.latency, Instant::now());
+    }
 }
 
 async fn exchange(
@@ -221,6 +243,7 @@ async fn exchange(
         },
     };
     let response = sent.map_err(|mut error| match error.take_message() {
+        _ if let Some(cause) = source.broken.get() => failed(Error::new(cause, error.into_error()), false),
         Some(unsent) => {
             source.restore(unsent);
             failed(Error::new(Cause::ResetBeforeResponse, error.into_error()), true)
@@ -278,6 +301,8 @@ struct Source {
     /// Gone once sent, if the request cannot be sent again.
     head: Option<Parts>,
     body: SourceBody,
+    /// Set by the body.
+    broken: Broken,
     idempotent: bool,
     keep: bool,
 }
@@ -295,14 +320,15 @@ impl Source {
         // Towards the application only idempotent requests are sent again once they have left; what hyper hands back
         // unsent needs no copy.
         let keep = towards == Towards::Network || idempotent;
+        let broken = Broken::default();
         let body = if body.is_end_stream() {
             SourceBody::Empty
         } else if keep {
-            SourceBody::Replay(Replay::new(body, counter))
+            SourceBody::Replay(Replay::new(body, counter, broken.clone()))
         } else {
-            SourceBody::Once(Some(RequestBody::Once(body, counter)))
+            SourceBody::Once(Some(RequestBody::Once(body, counter, broken.clone())))
         };
-        Self { head: Some(head), body, idempotent, keep }
+        Self { head: Some(head), body, broken, idempotent, keep }
     }
 
     /// The request for one attempt; `None` if it is gone.

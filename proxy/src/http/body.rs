@@ -5,6 +5,7 @@
 //! kept up to a limit where the request may have to be sent again.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -149,13 +150,15 @@ pub enum RequestBody {
     /// No body.
     Empty,
     /// Sent once.
-    Once(Incoming, Counter),
+    Once(Incoming, Counter, Broken),
     /// Kept for another attempt as far as [`MAX_REPLAY_BYTES`] go.
     Replay(ReplayReader),
 }
 
 /// Octets of a request body that were read, shared with the request's record.
 pub type Counter = Rc<Cell<u64>>;
+/// Why the client did not send its body whole, once it is known: then neither endpoint nor network failed.
+pub type Broken = Rc<Cell<Option<Cause>>>;
 
 impl http_body::Body for RequestBody {
     type Data = Bytes;
@@ -164,9 +167,9 @@ impl http_body::Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Once(incoming, counter) => {
+            Self::Once(incoming, counter, broken) => {
                 let frame = ready!(Pin::new(incoming).poll_frame(cx));
-                count(&frame, counter);
+                note(&frame, counter, broken);
                 Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
             }
             Self::Replay(reader) => reader.poll_frame(cx),
@@ -176,7 +179,7 @@ impl http_body::Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Once(incoming, _) => incoming.is_end_stream(),
+            Self::Once(incoming, ..) => incoming.is_end_stream(),
             Self::Replay(reader) => reader.is_end_stream(),
         }
     }
@@ -184,18 +187,32 @@ impl http_body::Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Once(incoming, _) => incoming.size_hint(),
+            Self::Once(incoming, ..) => incoming.size_hint(),
             Self::Replay(reader) => reader.replay.borrow().size_hint,
         }
     }
 }
 
-fn count(frame: &Option<Result<Frame<Bytes>, hyper::Error>>, counter: &Counter) {
-    if let Some(Ok(frame)) = frame
-        && let Some(data) = frame.data_ref()
-    {
-        counter.set(counter.get() + data.len() as u64);
+fn note(frame: &Option<Result<Frame<Bytes>, hyper::Error>>, counter: &Counter, broken: &Broken) {
+    match frame {
+        Some(Ok(frame)) => {
+            let len = frame.data_ref().map_or(0, Bytes::len);
+            counter.set(counter.get() + len as u64);
+        }
+        Some(Err(error)) => broken.set(Some(clients_fault(error))),
+        None => {}
     }
+}
+
+/// The client's body is framed wrongly, or the client is gone.
+fn clients_fault(error: &hyper::Error) -> Cause {
+    let Some(source) = std::error::Error::source(error) else { return Cause::DownstreamClosed };
+    let malformed = match (source.downcast_ref::<io::Error>(), source.downcast_ref::<h2::Error>()) {
+        (Some(io), _) => matches!(io.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData),
+        (_, Some(h2)) => !h2.is_remote() && !h2.is_io(),
+        (None, None) => false,
+    };
+    if malformed { Cause::ProtocolError } else { Cause::DownstreamClosed }
 }
 
 /// A request body that several attempts may read, one after the other.
@@ -204,6 +221,7 @@ pub struct Replay(Rc<RefCell<Kept>>);
 struct Kept {
     incoming: Incoming,
     counter: Counter,
+    broken: Broken,
     size_hint: SizeHint,
     frames: Vec<KeptFrame>,
     bytes: usize,
@@ -230,11 +248,12 @@ impl KeptFrame {
 
 impl Replay {
     /// Keeps `incoming` as it is read.
-    pub fn new(incoming: Incoming, counter: Counter) -> Self {
+    pub fn new(incoming: Incoming, counter: Counter, broken: Broken) -> Self {
         let size_hint = incoming.size_hint();
         Self(Rc::new(RefCell::new(Kept {
             incoming,
             counter,
+            broken,
             size_hint,
             frames: Vec::new(),
             bytes: 0,
@@ -292,7 +311,7 @@ impl ReplayReader {
             return Poll::Ready(None);
         }
         let frame = ready!(Pin::new(&mut kept.incoming).poll_frame(cx));
-        count(&frame, &kept.counter);
+        note(&frame, &kept.counter, &kept.broken);
         match &frame {
             Some(Ok(frame)) => {
                 kept.keep(frame);

@@ -11,7 +11,7 @@ use http::{Method, Version};
 /// Why a request is refused with 400.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// RFC 9112 §3.2: an HTTP/1.1 request has exactly one Host.
+    /// RFC 9112 §3.2, RFC 9113 §8.3.1: a request names its host exactly once; HTTP/1.0 need not.
     #[error("the request must have exactly one Host field")]
     Host,
     /// RFC 9110 §7.2, RFC 3986 §3.2: the authority is not a host with an optional port.
@@ -31,36 +31,45 @@ pub enum Refused {
     Connect,
 }
 
-/// Checks the head of a request that came over `version`.
+/// Checks the head of a request.
 pub fn check(request: &Parts) -> Result<(), Refused> {
     if request.method == Method::CONNECT {
         return Err(Refused::Connect);
     }
+    check_hosts(request)?;
     if request.version != Version::HTTP_2 {
-        check_http1(request)?;
+        check_coding(request)?;
+    }
+    if request.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Refused::ContentLength);
     }
     Ok(())
 }
 
-fn check_http1(request: &Parts) -> Result<(), Refused> {
-    let headers = &request.headers;
-    let mut hosts = headers.get_all(HOST).iter();
+/// The authority of the target stands above Host (RFC 9112 §3.2.2, RFC 9113 §8.3.1), yet only HTTP/2 lets Host be
+/// absent beside it.
+fn check_hosts(request: &Parts) -> Result<(), Refused> {
+    let authority = request.uri.authority();
+    if let Some(authority) = authority {
+        check_host(authority.as_str().as_bytes())?;
+    }
+    let mut hosts = request.headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
-        (Some(host), None) => check_host(host.as_bytes())?,
-        (None, None) if request.version == Version::HTTP_10 => {}
-        _ => return Err(Refused::Host),
+        (Some(host), None) => check_host(host.as_bytes()),
+        (None, None) if request.version == Version::HTTP_10 => Ok(()),
+        (None, None) if request.version == Version::HTTP_2 && authority.is_some() => Ok(()),
+        _ => Err(Refused::Host),
     }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next() {
-        if request.version == Version::HTTP_10 {
-            return Err(Refused::TransferEncodingHttp10);
-        }
-        if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            return Err(Refused::TransferEncoding);
-        }
+}
+
+fn check_coding(request: &Parts) -> Result<(), Refused> {
+    let mut codings = request.headers.get_all(TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else { return Ok(()) };
+    if request.version == Version::HTTP_10 {
+        return Err(Refused::TransferEncodingHttp10);
     }
-    if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
-        return Err(Refused::ContentLength);
+    if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+        return Err(Refused::TransferEncoding);
     }
     Ok(())
 }
@@ -71,7 +80,11 @@ fn check_host(host: &[u8]) -> Result<(), Refused> {
         return Ok(());
     }
     let authority = http::uri::Authority::try_from(host).map_err(|_| Refused::HostValue)?;
-    if authority.as_str().contains('@') { Err(Refused::HostValue) } else { Ok(()) }
+    // What stands behind the host is a colon and digits, or nothing; a user is none of either.
+    let port = authority.as_str().strip_prefix(authority.host());
+    let port = port.map(|port| port.strip_prefix(':').unwrap_or(port));
+    let valid = port.is_some_and(|port| port.is_empty() || port.bytes().all(|digit| digit.is_ascii_digit()));
+    if valid { Ok(()) } else { Err(Refused::HostValue) }
 }
 
 #[cfg(test)]
@@ -94,7 +107,22 @@ mod tests {
         assert_eq!(checked(Version::HTTP_11, &[("host", "a"), ("host", "a")]), Err(Refused::Host));
         assert_eq!(checked(Version::HTTP_11, &[("host", "a b")]), Err(Refused::HostValue));
         assert_eq!(checked(Version::HTTP_11, &[("host", "u@a")]), Err(Refused::HostValue));
+        assert_eq!(checked(Version::HTTP_11, &[("host", "a:x")]), Err(Refused::HostValue));
+        assert_eq!(checked(Version::HTTP_11, &[("host", "[fd00::1]:80")]), Ok(()));
+        assert_eq!(checked(Version::HTTP_11, &[("host", "[fd00::1]")]), Ok(()));
+        assert_eq!(checked(Version::HTTP_11, &[("host", "")]), Ok(()));
         assert_eq!(checked(Version::HTTP_10, &[]), Ok(()));
+        assert_eq!(checked(Version::HTTP_2, &[]), Err(Refused::Host));
+        assert_eq!(checked(Version::HTTP_2, &[("host", "a"), ("host", "b")]), Err(Refused::Host));
+    }
+
+    #[test]
+    fn the_targets_authority_is_a_host_too() {
+        let target = |uri: &str, version| check(&Request::get(uri).version(version).body(()).unwrap().into_parts().0);
+        assert_eq!(target("http://a:80/", Version::HTTP_2), Ok(()));
+        assert_eq!(target("http://u@a/", Version::HTTP_2), Err(Refused::HostValue));
+        assert_eq!(target("http://u@a/", Version::HTTP_11), Err(Refused::HostValue));
+        assert_eq!(target("http://a/", Version::HTTP_11), Err(Refused::Host), "Host is missing all the same");
     }
 
     #[test]
@@ -109,5 +137,6 @@ mod tests {
         );
         let twice = [("host", "a"), ("content-length", "1"), ("content-length", "2")];
         assert_eq!(checked(Version::HTTP_11, &twice), Err(Refused::ContentLength));
+        assert_eq!(checked(Version::HTTP_2, &twice), Err(Refused::ContentLength));
     }
 }

@@ -1,5 +1,7 @@
 //! Which fields travel: hop-by-hop fields end here, identity is ours alone to say.
 
+use std::net::SocketAddr;
+
 use http::header::{
     CONNECTION, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING,
     UPGRADE,
@@ -60,6 +62,17 @@ pub fn to_origin_form(request: &mut Parts) {
     request.uri = request.uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
 }
 
+/// A request of HTTP/1.0 may name no host, but leaves in a version that must: it gets the address that was called
+/// (RFC 9112 §3.3).
+pub fn name_host(request: &mut Parts, called: SocketAddr) {
+    if request.uri.authority().is_none() && !request.headers.contains_key(HOST) {
+        // Digits, colons, dots and brackets always are a value.
+        if let Ok(host) = HeaderValue::from_str(&called.to_string()) {
+            request.headers.insert(HOST, host);
+        }
+    }
+}
+
 /// Puts the fields of an upgrade back after [`remove_hop_by_hop`].
 pub fn restore_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -79,6 +92,18 @@ mod tests {
         let mut headers = map(&[("connection", "close, x-hop, Host"), ("x-hop", "1"), ("host", "a"), ("x-end", "2")]);
         remove_hop_by_hop(&mut headers);
         assert_eq!(headers, map(&[("host", "a"), ("x-end", "2")]));
+    }
+
+    #[test]
+    fn a_request_without_a_host_gets_the_address_that_was_called_and_others_keep_theirs() {
+        let named = |request: http::request::Builder| {
+            let mut head = request.body(()).unwrap().into_parts().0;
+            name_host(&mut head, "10.0.0.1:80".parse().unwrap());
+            head.headers.get(HOST).cloned()
+        };
+        assert_eq!(named(http::Request::get("/")).unwrap(), "10.0.0.1:80");
+        assert_eq!(named(http::Request::get("/").header(HOST, "a")).unwrap(), "a");
+        assert_eq!(named(http::Request::get("http://a/")), None);
     }
 
     #[test]

@@ -154,6 +154,7 @@ enum Reply {
 async fn serve(connection: &Connection, mut head: Parts, body: Incoming, record: &mut Record) -> Result<Reply, Error> {
     let arrived = Instant::now();
     trace::begin(&mut head.headers, &mut connection.worker.rng.borrow_mut());
+    headers::name_host(&mut head, connection.original_dst);
     if let Some(inbound) = &connection.inbound {
         return serve_inbound(connection, inbound, head, body, record).await;
     }

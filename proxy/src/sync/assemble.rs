@@ -19,23 +19,23 @@
 //! - `inbound` is always subscribed to, and kept even if the control plane says that there is none: policies do not
 //!   end because an object was deleted under a running pod.
 
+mod entry;
+mod settle;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use heddle_xds::delta::client::{Added, Update};
 use heddle_xds::nack::Reject;
 use heddle_xds::resource::{INBOUND, Kind, outbound, parse_outbound};
 
+use self::entry::{ClusterEntry, RouteEntry, RouteSource, Told, Wanted, next_endpoints};
 use super::counts::{Counts, count};
 use super::{cluster, endpoints, inbound, listener, read, route};
-use crate::balance::outlier;
-use crate::tables::cluster::{EndpointSet, Settings};
-use crate::tables::route::{Backend, Route, RouteMatch, Rule};
-use crate::tables::{Answer, Cluster, Destination, Inbound, Listener, Millis, RouteTable, Seen, Tables};
+use crate::tables::{Answer, Destination, Inbound, Millis, Seen, Tables};
 
 /// Everything one sidecar was told.
 #[derive(Debug)]
@@ -67,84 +67,6 @@ pub struct Command {
     pub name: Arc<str>,
     /// Whether it is wanted from now on.
     pub wanted: bool,
-}
-
-/// What the control plane last said about a name.
-#[derive(Debug, Clone, Default)]
-enum Told<T> {
-    /// Nothing yet, or only what was refused.
-    #[default]
-    Nothing,
-    /// There is none.
-    Absent,
-    /// This.
-    Is(T),
-}
-
-impl<T> Told<T> {
-    fn is_answered(&self) -> bool {
-        match self {
-            Self::Nothing => false,
-            Self::Absent | Self::Is(_) => true,
-        }
-    }
-
-    fn as_ref(&self) -> Option<&T> {
-        match self {
-            Self::Nothing | Self::Absent => None,
-            Self::Is(value) => Some(value),
-        }
-    }
-}
-
-/// A destination somebody asked for.
-#[derive(Debug)]
-struct Wanted {
-    /// Its listener's.
-    name: Arc<str>,
-    seen: Arc<Seen>,
-    told: Told<listener::Parsed>,
-    /// Since when what was told waits to be put in force; `None`: it does not.
-    waiting: Option<Millis>,
-    /// In force: what it was made from (`None`: it does not exist), and how workers see it.
-    live: Option<(Option<listener::Parsed>, Answer)>,
-}
-
-#[derive(Debug, Default)]
-struct RouteEntry {
-    told: Told<RouteSource>,
-    waiting: Option<Millis>,
-    live: Option<LiveRoutes>,
-}
-
-/// A route table before its clusters are known: it is read again when they change.
-#[derive(Debug, Clone)]
-struct RouteSource {
-    bytes: Bytes,
-    clusters: BTreeSet<Arc<str>>,
-}
-
-#[derive(Debug)]
-struct LiveRoutes {
-    source: RouteSource,
-    table: Arc<RouteTable>,
-}
-
-#[derive(Debug, Default)]
-struct ClusterEntry {
-    settings: Told<cluster::Parsed>,
-    endpoints: Told<endpoints::Parsed>,
-    live: Option<Arc<Cluster>>,
-}
-
-impl ClusterEntry {
-    fn is_answered(&self) -> bool {
-        match &self.settings {
-            Told::Nothing => false,
-            Told::Absent => true,
-            Told::Is(_) => self.endpoints.is_answered(),
-        }
-    }
 }
 
 impl Core {
@@ -321,164 +243,6 @@ impl Core {
         }
     }
 
-    /// Puts in force what can be. From the bottom up, so that one pass is enough.
-    fn settle(&mut self, now: Millis) {
-        let mut clusters = self.settle_clusters();
-        let ready = self.ready_routes(now);
-        let routes = self.settle_routes(&ready, &mut clusters);
-        self.settle_listeners(now, &routes, &mut clusters);
-    }
-
-    /// New settings, and clusters that are answered for the first time. Returns those whose value is another now.
-    fn settle_clusters(&mut self) -> HashSet<Arc<str>> {
-        let mut changed = HashSet::new();
-        for (name, entry) in &mut self.clusters {
-            let Told::Is(settings) = &entry.settings else { continue };
-            if !entry.endpoints.is_answered() || entry.live.as_ref().is_some_and(|live| is_made_from(live, settings)) {
-                continue;
-            }
-            entry.live = Some(Arc::new(make_cluster(name, settings, entry)));
-            changed.insert(name.clone());
-        }
-        changed
-    }
-
-    /// Route tables that are to be put in force now: complete, or waiting too long, or all that a listener has that
-    /// waits too long.
-    fn ready_routes(&self, now: Millis) -> HashSet<Arc<str>> {
-        let waiting =
-            self.destinations.values().filter(|wanted| wanted.waiting.is_some_and(|since| is_overdue(since, now)));
-        let named = waiting.filter_map(|wanted| wanted.told.as_ref()?.routes.as_ref());
-        let overdue: HashSet<&Arc<str>> = named.collect();
-        let ready = self.routes.iter().filter(|(name, entry)| {
-            let (Some(since), Some(source)) = (entry.waiting, entry.told.as_ref()) else { return false };
-            is_overdue(since, now)
-                || (entry.live.is_none() && overdue.contains(name))
-                || source.clusters.iter().all(|cluster| self.is_answered(cluster))
-        });
-        ready.map(|(name, _)| name.clone()).collect()
-    }
-
-    /// Puts `ready` in force, and makes anew what leads to `clusters`. Returns the tables that are others now.
-    fn settle_routes(&mut self, ready: &HashSet<Arc<str>>, clusters: &mut HashSet<Arc<str>>) -> HashSet<Arc<str>> {
-        for name in ready {
-            let Some(source) = self.routes.get(name).and_then(|entry| entry.told.as_ref()).cloned() else { continue };
-            if !source.clusters.iter().all(|cluster| self.is_answered(cluster)) {
-                count(&self.counts.partial);
-                tracing::warn!(routes = %name, "put in force before all its clusters have arrived");
-            }
-            clusters.extend(source.clusters.iter().filter(|cluster| self.stand_in(cluster)).cloned());
-        }
-        let mut changed = HashSet::new();
-        for (name, entry) in &mut self.routes {
-            let source = if ready.contains(name) {
-                entry.waiting = None;
-                entry.told.as_ref().cloned()
-            } else {
-                let leads = |live: &&LiveRoutes| live.source.clusters.iter().any(|cluster| clusters.contains(cluster));
-                entry.live.as_ref().filter(leads).map(|live| live.source.clone())
-            };
-            let Some(source) = source else { continue };
-            let cluster = |name: &str| self.clusters.get(name).and_then(|entry| entry.live.clone());
-            match route::parse(name, &source.bytes, &mut { cluster }) {
-                Ok(table) => entry.live = Some(LiveRoutes { source, table: Arc::new(table) }),
-                // It was read before, and reading is pure.
-                Err(error) => tracing::error!(routes = %name, %error, "cannot be read again"),
-            }
-            changed.insert(name.clone());
-            self.redrawn = true;
-        }
-        changed
-    }
-
-    fn settle_listeners(&mut self, now: Millis, routes: &HashSet<Arc<str>>, clusters: &mut HashSet<Arc<str>>) {
-        let ready: Vec<(SocketAddr, listener::Parsed)> = self
-            .destinations
-            .iter()
-            .filter_map(|(address, wanted)| {
-                let (since, parsed) = (wanted.waiting?, wanted.told.as_ref()?);
-                let ready = is_overdue(since, now) || self.is_complete(parsed);
-                ready.then(|| (*address, parsed.clone()))
-            })
-            .collect();
-        for (address, parsed) in &ready {
-            if !self.is_complete(parsed) {
-                count(&self.counts.partial);
-                tracing::warn!(destination = %address, "put in force before all it names has arrived");
-            }
-            clusters.extend(parsed.tcp.iter().filter(|cluster| self.stand_in(cluster)).cloned());
-        }
-        let affected = |parsed: &listener::Parsed| {
-            parsed.routes.as_ref().is_some_and(|name| routes.contains(name))
-                || parsed.tcp.as_ref().is_some_and(|name| clusters.contains(name))
-        };
-        let rebuilt = self.destinations.iter().filter_map(|(address, wanted)| {
-            let parsed = wanted.live.as_ref()?.0.as_ref()?;
-            affected(parsed).then(|| (*address, parsed.clone()))
-        });
-        // What is new comes last and so replaces what was made anew for the old.
-        let rebuilt: Vec<_> = rebuilt.collect();
-        for (address, parsed) in &rebuilt {
-            self.put_in_force(*address, parsed);
-        }
-        for (address, parsed) in &ready {
-            self.put_in_force(*address, parsed);
-            if let Some(wanted) = self.destinations.get_mut(address) {
-                wanted.waiting = None;
-            }
-        }
-    }
-
-    fn put_in_force(&mut self, address: SocketAddr, parsed: &listener::Parsed) {
-        let cluster = |name: &Arc<str>| self.clusters.get(name).and_then(|entry| entry.live.clone());
-        let listener = Listener {
-            address,
-            protocol: parsed.protocol,
-            http: parsed.routes.as_ref().map(|name| self.table(name)),
-            tcp: parsed.tcp.as_ref().and_then(cluster),
-        };
-        if let Some(wanted) = self.destinations.get_mut(&address) {
-            wanted.live = Some((Some(parsed.clone()), Answer::Exists(Arc::new(listener))));
-            self.unpublished = true;
-            self.redrawn = true;
-        }
-    }
-
-    /// A route table in force. One that does not exist has no route (404); one that is not answered leads to a cluster
-    /// without endpoints (503).
-    fn table(&self, name: &Arc<str>) -> Arc<RouteTable> {
-        let entry = self.routes.get(name);
-        if let Some(live) = entry.and_then(|entry| entry.live.as_ref()) {
-            return live.table.clone();
-        }
-        let absent = entry.is_some_and(|entry| matches!(entry.told, Told::Absent));
-        let routes = if absent { Vec::new() } else { vec![unanswered_route(name)] };
-        Arc::new(RouteTable { name: name.clone(), routes })
-    }
-
-    fn is_complete(&self, parsed: &listener::Parsed) -> bool {
-        let routes = parsed.routes.as_ref().is_none_or(|name| {
-            let absent = |entry: &RouteEntry| matches!(entry.told, Told::Absent);
-            self.routes.get(name).is_some_and(|entry| entry.live.is_some() || absent(entry))
-        });
-        routes && parsed.tcp.as_ref().is_none_or(|name| self.is_answered(name))
-    }
-
-    fn is_answered(&self, cluster: &str) -> bool {
-        self.clusters.get(cluster).is_some_and(ClusterEntry::is_answered)
-    }
-
-    /// Gives a cluster that is not answered a value without endpoints; true if it had none before.
-    fn stand_in(&mut self, name: &Arc<str>) -> bool {
-        let entry = self.clusters.entry(name.clone()).or_default();
-        if entry.live.is_some() || entry.is_answered() {
-            return false;
-        }
-        let settings = entry.settings.as_ref().cloned().unwrap_or_else(unanswered_settings);
-        entry.live = Some(Arc::new(make_cluster(name, &settings, entry)));
-        true
-    }
-
     fn wanted_by_name(&mut self, name: &str) -> Option<&mut Wanted> {
         self.destinations.get_mut(&parse_outbound(name)?)
     }
@@ -568,72 +332,6 @@ impl Core {
     }
 }
 
-impl Wanted {
-    fn is_known(&self) -> bool {
-        matches!(self.live, Some((Some(_), _))) || self.told.as_ref().is_some()
-    }
-
-    fn last_used(&self) -> u64 {
-        self.seen.used.load(Ordering::Relaxed)
-    }
-}
-
-fn is_made_from(live: &Cluster, parsed: &cluster::Parsed) -> bool {
-    live.service == parsed.service && live.settings == parsed.settings && live.identities == parsed.identities
-}
-
-fn make_cluster(name: &Arc<str>, parsed: &cluster::Parsed, entry: &ClusterEntry) -> Cluster {
-    let endpoints = match (&entry.endpoints, &entry.live) {
-        (Told::Is(told), Some(live)) => next_endpoints(live, told, &parsed.identities),
-        (Told::Is(told), None) => endpoints::set(told, &parsed.identities, None),
-        // What is in force stays, whatever was said of its endpoints since.
-        (Told::Nothing | Told::Absent, Some(live)) => EndpointSet::new(live.endpoints.load().endpoints.clone()),
-        (Told::Nothing | Told::Absent, None) => EndpointSet::default(),
-    };
-    Cluster {
-        name: name.clone(),
-        service: parsed.service.clone(),
-        settings: parsed.settings.clone(),
-        identities: parsed.identities.clone(),
-        endpoints: endpoints.into_swap(),
-        state: entry.live.as_ref().map(|live| live.state.clone()).unwrap_or_default(),
-    }
-}
-
-/// The endpoints that follow those of a cluster in force. Ejections of endpoints that leave are forgotten.
-fn next_endpoints(cluster: &Cluster, parsed: &endpoints::Parsed, identities: &Arc<[Arc<str>]>) -> EndpointSet {
-    let before = cluster.endpoints.load();
-    let after = endpoints::set(parsed, identities, Some(&before));
-    let stay: HashSet<u64> = after.endpoints.iter().map(|endpoint| endpoint.id()).collect();
-    for endpoint in before.endpoints.iter().filter(|endpoint| !stay.contains(&endpoint.id())) {
-        // Asked as of the beginning of time: whether an ejection is still counted, over or not.
-        if endpoint.state.outlier.ejected(Millis(0)) {
-            outlier::forget_ejection(cluster);
-        }
-    }
-    after
-}
-
-/// What a cluster is taken for of which nothing is known.
-fn unanswered_settings() -> cluster::Parsed {
-    cluster::Parsed { service: None, settings: Settings::default(), identities: Arc::new([]) }
-}
-
-/// Leads to a cluster without endpoints.
-fn unanswered_route(table: &Arc<str>) -> Route {
-    let cluster = Some(Arc::new(make_cluster(table, &unanswered_settings(), &ClusterEntry::default())));
-    let rule = Rule {
-        name: "unanswered".into(),
-        filters: Vec::new(),
-        backends: vec![Backend { weight: 1, cluster, filters: Vec::new() }],
-        total_weight: 1,
-        request_timeout: None,
-        try_timeout: None,
-        retry: None,
-    };
-    Route { matches: RouteMatch::default(), rule: Arc::new(rule) }
-}
-
 /// The field of a NACK's line; never empty, so that the line keeps its form.
 fn shown(field: String) -> String {
     if field.is_empty() { "resource".to_owned() } else { field }
@@ -643,10 +341,6 @@ fn shown(field: String) -> String {
 fn fingerprint(name: &str, version: &str) -> u32 {
     let hash = heddle_xds::resource::version_of(format!("{name}\0{version}").as_bytes());
     hash.get(..8).and_then(|half| u32::from_str_radix(half, 16).ok()).unwrap_or_default()
-}
-
-fn is_overdue(since: Millis, now: Millis) -> bool {
-    is_over(since, PATIENCE, now)
 }
 
 fn is_over(since: Millis, patience: Duration, now: Millis) -> bool {

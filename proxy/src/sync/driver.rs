@@ -165,3 +165,6 @@ impl<P: Fn(Tables), N: Fn() -> Millis> Driver<P, N> {
 const TICK: Duration = Duration::from_secs(1);
 /// How soon commands are tried again the client had no place for. Chosen: it takes a thousand in far less.
 const RETRY: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests;

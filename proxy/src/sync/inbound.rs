@@ -220,3 +220,83 @@ fn port(chain: &FilterChain) -> Result<Port, Error> {
 const MAX_PORTS: usize = 1_024;
 /// Networks of the mesh. Chosen: a node's pod network each in a cluster of some thousand nodes.
 const MAX_NETWORKS: usize = 8_192;
+
+#[cfg(test)]
+pub(super) mod tests {
+    use envoy_types::pb::envoy::config::core::v3::Metadata;
+    use envoy_types::pb::envoy::config::listener::v3::FilterChainMatch;
+    use envoy_types::pb::google::protobuf::{Any, StringValue, UInt32Value};
+    use prost::{Message, Name};
+
+    use super::*;
+
+    /// An `inbound` resource with nothing but a default.
+    pub(in crate::sync) fn resource(workload: &str) -> Vec<u8> {
+        message(workload).encode_to_vec()
+    }
+
+    fn message(workload: &str) -> PbListener {
+        let facts = format!(r#"{{"workload": {workload:?}, "cidrs": ["10.0.0.0/8"], "egress": "allow"}}"#);
+        PbListener {
+            name: "inbound".into(),
+            metadata: Some(metadata(&facts)),
+            default_filter_chain: Some(chain("permissive", 1)),
+            ..PbListener::default()
+        }
+    }
+
+    fn chain(tls: &str, connect_timeout: u64) -> FilterChain {
+        let settings = format!(
+            r#"{{"loadBalancing": "p2cEwma", "connectTimeoutNanos": {connect_timeout}, "idleTimeoutNanos": 1,
+                 "connections": 1, "pending": 1, "requests": 1, "retries": 1, "retryBudgetPercent": 1,
+                 "retryBudgetFloor": 1, "upstreamHttp": "asDownstream"}}"#
+        );
+        let facts = format!(r#"{{"protocol": "detect", "tls": {tls:?}, "settings": {settings}, "later": 1}}"#);
+        FilterChain { metadata: Some(metadata(&facts)), ..FilterChain::default() }
+    }
+
+    fn metadata(facts: &str) -> Metadata {
+        let any = Any { type_url: StringValue::type_url(), value: StringValue { value: facts.into() }.encode_to_vec() };
+        Metadata { typed_filter_metadata: HashMap::from([("heddle".into(), any)]), ..Metadata::default() }
+    }
+
+    fn refused(change: impl FnOnce(&mut PbListener)) -> String {
+        let mut message = message("shop/cart-0");
+        change(&mut message);
+        parse("inbound", &message.encode_to_vec()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_left_alone() {
+        assert_eq!(parse("inbound", &resource("shop/cart-0")).unwrap().other_ports.tls, TlsMode::Permissive);
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_its_field() {
+        let port = |number| {
+            Some(FilterChainMatch {
+                destination_port: Some(UInt32Value { value: number }),
+                ..FilterChainMatch::default()
+            })
+        };
+        let numbered = |number| FilterChain { filter_chain_match: port(number), ..chain("strict", 1) };
+        assert_eq!(refused(|m| m.default_filter_chain = None), "default_filter_chain: is missing");
+        let unknown = refused(|m| m.default_filter_chain = Some(chain("lax", 1)));
+        assert!(
+            unknown
+                .starts_with("default_filter_chain.metadata.typed_filter_metadata[\"heddle\"]: unknown variant `lax`")
+        );
+        assert_eq!(
+            refused(|m| m.default_filter_chain = Some(chain("strict", 0))),
+            "default_filter_chain.metadata.settings.connectTimeoutNanos: is 0, must be above"
+        );
+        assert_eq!(
+            refused(|m| m.filter_chains = vec![numbered(80), numbered(70_000)]),
+            "filter_chains[1].filter_chain_match.destination_port: is 70000, must be at most 65535"
+        );
+        assert_eq!(refused(|m| m.filter_chains = vec![numbered(80), numbered(80)]), "filter_chains: has port 80 twice");
+        assert!(
+            refused(|m| m.metadata = None).starts_with("metadata.typed_filter_metadata[\"heddle\"]: missing field")
+        );
+    }
+}

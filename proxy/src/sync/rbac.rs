@@ -301,3 +301,84 @@ const MAX_ALTERNATIVES: usize = 1_024;
 const MAX_FIELDS: usize = 8;
 /// Values of one field. Chosen as above.
 const MAX_VALUES: usize = 4_096;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use envoy_types::pb::envoy::config::rbac::v3::principal;
+    use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatcher;
+    use envoy_types::pb::google::protobuf::Any;
+    use prost::{Message, Name};
+
+    use super::*;
+
+    fn filter(rules: Rbac) -> Filter {
+        let config = RbacFilter { rules: Some(rules), ..RbacFilter::default() };
+        let any = Any { type_url: RbacFilter::type_url(), value: config.encode_to_vec() };
+        Filter { config_type: Some(ConfigType::TypedConfig(any)), ..Filter::default() }
+    }
+
+    fn one(policy: PbPolicy) -> Rbac {
+        Rbac { policies: HashMap::from([("a/b#0".to_owned(), policy)]), ..Rbac::default() }
+    }
+
+    fn anything() -> PbPolicy {
+        PbPolicy {
+            permissions: vec![Permission { rule: Some(permission::Rule::Any(true)) }],
+            principals: vec![Principal { identifier: Some(Identifier::Any(true)) }],
+            ..PbPolicy::default()
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut PbPolicy)) -> String {
+        let mut policy = anything();
+        change(&mut policy);
+        policies(&[filter(one(policy))]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_policy_this_sidecar_would_read_too_widely_is_refused() {
+        let inside = "filters[0].typed_config.rules.policies[\"a/b#0\"]";
+        assert_eq!(
+            refused(|policy| policy.principals.clear()),
+            format!("{inside}.principals: must have at least one entry")
+        );
+        assert_eq!(
+            refused(|policy| policy.permissions.clear()),
+            format!("{inside}.permissions: must have at least one entry")
+        );
+        let nobody = Identifier::OrIds(principal::Set { ids: Vec::new() });
+        let nobody = principal::Set { ids: vec![Principal { identifier: Some(nobody) }] };
+        assert_eq!(
+            refused(|policy| policy.principals = vec![Principal { identifier: Some(Identifier::AndIds(nobody)) }]),
+            format!("{inside}.principals[0].and_ids.ids[0].or_ids.ids: must have at least one entry")
+        );
+        assert_eq!(
+            refused(|policy| policy.permissions.push(Permission { rule: Some(permission::Rule::DestinationPort(1)) })),
+            format!("{inside}.permissions[1].rule: must be any or and_rules")
+        );
+    }
+
+    #[test]
+    fn an_action_or_filter_that_is_not_known_is_refused() {
+        let log = Rbac { action: rbac::Action::Log as i32, ..one(anything()) };
+        let error = policies(&[filter(log)]).unwrap_err().to_string();
+        assert_eq!(error, "filters[0].typed_config.rules.action: is 2, must be ALLOW or DENY");
+        assert_eq!(policies(&[Filter::default()]).unwrap_err().field, "filters[0].typed_config");
+    }
+
+    #[test]
+    fn a_namespace_is_only_what_is_written_as_one() {
+        let matcher = |regex: &str| StringMatcher {
+            match_pattern: Some(MatchPattern::SafeRegex(RegexMatcher {
+                regex: regex.into(),
+                ..RegexMatcher::default()
+            })),
+            ignore_case: false,
+        };
+        assert_eq!(namespace(&matcher("spiffe://[^/]+/ns/a\\.b/sa/.+")), Some(TextMatch::Exact("a.b".into())));
+        assert_eq!(namespace(&matcher("spiffe://[^/]+/ns/a|b/sa/.+")), None);
+        assert_eq!(namespace(&matcher(".+")), None);
+    }
+}

@@ -116,6 +116,8 @@ pub struct Lease {
     pub endpoint: Arc<Endpoint>,
     /// Answers were read on this connection before: the other side may have closed it meanwhile.
     pub reused: bool,
+    /// When it was lent.
+    pub lent: Instant,
     sender: Option<Sender>,
     request: Option<Permit>,
 }
@@ -208,7 +210,7 @@ pub async fn lend(
         streams.set(streams.get() + 1);
     }
     let (worker, cluster) = (worker.clone(), cluster.clone());
-    Ok(Lease { worker, cluster, endpoint, reused, sender: Some(sender), request: None })
+    Ok(Lease { worker, cluster, endpoint, reused, lent: Instant::now(), sender: Some(sender), request: None })
 }
 
 /// Dials HTTP/2, unless another request does so already: then its connection is shared.

@@ -10,7 +10,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
-use envoy_types::pb::envoy::config::core::v3::{BindConfig, ExtraSourceAddress, SocketAddress, TrafficDirection};
+use envoy_types::pb::envoy::config::core::v3::{
+    BindConfig, ExtraSourceAddress, SocketAddress, TrafficDirection, TransportSocket,
+};
 use envoy_types::pb::envoy::config::listener::v3::listener_filter_chain_match_predicate::{MatchSet, Rule as Predicate};
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilterChainMatchPredicate,
@@ -141,7 +143,7 @@ impl Port<'_> {
         suffix: &str,
         matches: FilterChainMatch,
         filters: Vec<Filter>,
-        socket: Option<envoy_types::pb::envoy::config::core::v3::TransportSocket>,
+        socket: Option<TransportSocket>,
     ) -> FilterChain {
         chain::chain(&format!("{}/{suffix}", self.name()), matches, filters, socket)
     }
@@ -186,9 +188,9 @@ fn loop_chain() -> FilterChain {
 
 /// For a listener filter that only some ports need: where it is switched off (`None`: nowhere). An outer `None`: no port
 /// needs it.
-fn enabled(
-    ports: &[Port<'_>],
-    needs: impl Fn(&Port<'_>) -> bool,
+fn enabled<'m>(
+    ports: &[Port<'m>],
+    needs: impl Fn(&Port<'m>) -> bool,
 ) -> Option<Option<ListenerFilterChainMatchPredicate>> {
     let numbers = |wanted: bool| {
         let some = ports.iter().filter(|port| needs(port) == wanted);

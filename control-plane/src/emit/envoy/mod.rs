@@ -51,6 +51,12 @@ use heddle_xds::resource::{Kind, Resource};
 
 use crate::model::{Cluster, Endpoints, Model, OutboundListener, ResourceName, RouteTable, Workload};
 
+// What gRPC's dialect says in the same way.
+pub(in crate::emit) use self::http::ROUTER;
+pub(in crate::emit) use self::path::quote;
+pub(in crate::emit) use self::retry::{back_off, grpc_condition};
+pub(in crate::emit) use self::route::{NO_CLUSTER, header_match};
+
 /// What an Envoy is told beside the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {

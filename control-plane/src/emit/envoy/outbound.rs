@@ -4,10 +4,10 @@
 //! - a host outside: the egress default decides;
 //! - 15001 of the workload itself: a loop, closed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
+use envoy_types::pb::envoy::config::core::v3::{CidrRange, TrafficDirection};
 use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
 use heddle_xds::resource::{Kind, Resource};
 use ipnet::IpNet;
@@ -52,7 +52,7 @@ pub(super) fn emit(model: &Model, workload: &Workload, settings: &Settings, out:
 /// Addresses by who listens on the ports no object mentions: an identity, or `None` for a workload that is not meshed.
 fn other_ports(model: &Model) -> BTreeMap<Option<SpiffeId>, Vec<IpAddr>> {
     let mut others: BTreeMap<Option<SpiffeId>, Vec<IpAddr>> = BTreeMap::new();
-    let mut taken = std::collections::BTreeSet::new();
+    let mut taken = BTreeSet::new();
     for workload in model.workloads.values() {
         let Some(port) = &workload.direct.other_ports else { continue };
         let peer = port.mtls.then(|| workload.identity.clone());
@@ -86,7 +86,7 @@ fn loop_chain(workload: &Workload) -> FilterChain {
     chain::chain("loop", matches, chain::relay(NOWHERE), None)
 }
 
-fn hosts(addresses: &[IpAddr]) -> Vec<envoy_types::pb::envoy::config::core::v3::CidrRange> {
+fn hosts(addresses: &[IpAddr]) -> Vec<CidrRange> {
     addresses.iter().map(|address| pb::cidr(&IpNet::from(*address))).collect()
 }
 

@@ -136,7 +136,7 @@ impl<'m> Phase<'m> {
             let permissions = self.permissions(rule, traffic)?;
             let principals = match rule.from.as_slice() {
                 [] => vec![any_id()],
-                from => from.iter().map(self::principals).collect(),
+                from => from.iter().map(principal_of).collect(),
             };
             let entry = PbPolicy { permissions, principals, ..PbPolicy::default() };
             Some((format!("{}#{index}", policy.name), entry))
@@ -216,7 +216,7 @@ fn header(name: &str, value: StringMatcher) -> Permission {
     }))
 }
 
-fn principals(from: &Principals) -> Principal {
+fn principal_of(from: &Principals) -> Principal {
     let mut all = Vec::new();
     who(&mut all, &from.principals, &from.not_principals, |text| authenticated(Some(string(text))));
     who(&mut all, &from.namespaces, &from.not_namespaces, |text| authenticated(Some(namespace(text))));
@@ -381,7 +381,7 @@ mod tests {
             ..Principals::default()
         };
 
-        let Some(Identifier::AndIds(all)) = principals(&from).identifier else { panic!("and") };
+        let Some(Identifier::AndIds(all)) = principal_of(&from).identifier else { panic!("and") };
 
         let expression = "spiffe://[^/]+/ns/team\\-[^/]*/sa/.+";
         let wanted = authenticated(Some(pb::text(MatchPattern::SafeRegex(pb::regex(expression)))));

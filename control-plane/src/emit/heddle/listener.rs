@@ -27,7 +27,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use heddle_xds::resource::{Resource, outbound};
-use prost::{Message, Name};
+use prost::Name;
 use serde::Serialize;
 
 use crate::emit::pb;
@@ -125,7 +125,7 @@ fn tcp_proxy(cluster: &ResourceName) -> Filter {
     network_filter("envoy.filters.network.tcp_proxy", &proxy)
 }
 
-fn network_filter(name: &str, config: &(impl Message + Name)) -> Filter {
+fn network_filter(name: &str, config: &impl Name) -> Filter {
     Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(pb::any(config))) }
 }
 

@@ -24,7 +24,9 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 
 use super::*;
-use crate::tables::cluster::LoadBalancing;
+use crate::balance::outlier;
+use crate::tables::cluster::{EndpointSet, LoadBalancing, Settings};
+use crate::tables::{Cluster, Listener};
 
 const ADDRESS: &str = "10.1.0.1:80";
 const LISTENER: &str = "outbound/10.1.0.1:80";
@@ -42,7 +44,7 @@ fn pb_address(text: &str) -> Option<Address> {
     Some(Address { address: Some(AnyAddress::SocketAddress(socket)) })
 }
 
-fn listener_with(name: &str, config: &(impl Message + Name)) -> Vec<u8> {
+fn listener_with(name: &str, config: &impl Name) -> Vec<u8> {
     let any = Any { type_url: type_url_of(config), value: config.encode_to_vec() };
     let filter = Filter { name: "filter".into(), config_type: Some(filter::ConfigType::TypedConfig(any)) };
     let chain = FilterChain { filters: vec![filter], ..FilterChain::default() };
@@ -352,7 +354,7 @@ fn an_ejected_endpoint_that_leaves_is_not_counted_any_more() {
     let mut bench = Bench::settled(&["a/b/80"]);
     bench.told(Kind::Endpoints, "a/b/80", endpoints("a/b/80", &["10.0.0.1:80", "10.0.0.2:80"]));
     let cluster = bench.first_cluster();
-    let settings = crate::balance::outlier::Settings::default();
+    let settings = outlier::Settings::default();
     let cluster = Cluster {
         name: cluster.name.clone(),
         service: None,
@@ -551,14 +553,24 @@ fn the_version_says_what_is_held_whatever_came_in_between() {
 #[test]
 fn inbound_stays_when_the_control_plane_forgets_the_workload() {
     let mut bench = Bench::new();
-    let inbound = bench.try_told(
-        Kind::Listener,
-        "inbound",
-        PbListener { name: "inbound".into(), ..PbListener::default() }.encode_to_vec(),
-    );
-    assert!(
-        inbound[0].starts_with("inbound: metadata.typed_filter_metadata[\"heddle\"]: missing field `workload`"),
-        "{inbound:?}"
-    );
-    assert!(bench.tables.inbound.is_none());
+    bench.told(Kind::Listener, "inbound", inbound::tests::resource("shop/cart-0"));
+    assert_eq!(&*bench.tables.inbound.as_ref().unwrap().workload, "cart-0");
+
+    bench.gone(Kind::Listener, "inbound");
+    bench.wish(ADDRESS);
+    bench.gone(Kind::Listener, LISTENER);
+
+    assert_eq!(&*bench.tables.inbound.as_ref().unwrap().workload, "cart-0");
+}
+
+#[test]
+fn a_refused_inbound_leaves_the_last_one_in_force() {
+    let mut bench = Bench::new();
+    bench.told(Kind::Listener, "inbound", inbound::tests::resource("shop/cart-0"));
+
+    let rejects = bench.try_told(Kind::Listener, "inbound", inbound::tests::resource("nonsense"));
+    bench.commands();
+
+    assert_eq!(rejects, ["inbound: metadata.workload: is \"nonsense\", must be <namespace>/<name>"]);
+    assert_eq!(&*bench.tables.inbound.as_ref().unwrap().workload, "cart-0");
 }

@@ -1,0 +1,15 @@
+//! Endpoints for calls. gRPC itself leaves out the draining ones.
+
+use heddle_xds::resource::Resource;
+
+use super::{Client, cluster};
+use crate::emit::envoy;
+use crate::model::{Cluster, Endpoints};
+
+/// The endpoints of `cluster` that `client` can speak to: all, or the meshed ones where it speaks mutual TLS.
+pub fn resource(cluster: &Cluster, endpoints: &Endpoints, client: &Client) -> Resource {
+    let meshed_only = cluster::mutual_tls(cluster, client).is_some();
+    let some = endpoints.endpoints.iter().filter(|endpoint| !meshed_only || endpoint.mtls.is_some());
+    let message = envoy::endpoints::assignment(endpoints.name.as_str(), some);
+    Resource::encode(endpoints.name.shared(), &message, [])
+}

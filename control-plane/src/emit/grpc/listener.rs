@@ -1,0 +1,36 @@
+//! A listener nobody listens on: the HTTP connection manager with its router that gRPC insists on (gRFC A27, A39), and
+//! where its routes are.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::listener::v3::{ApiListener, Listener};
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter, Rds, http_filter,
+};
+use heddle_xds::resource::Resource;
+
+use crate::emit::{envoy, pb};
+use crate::model::{ResourceName, SourceRef};
+
+/// The listener named as the target was written.
+pub fn listener(name: &str, table: &ResourceName, sources: &[SourceRef]) -> Resource {
+    let router = HttpFilter {
+        name: envoy::ROUTER.to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(pb::any(&Router::default()))),
+        ..HttpFilter::default()
+    };
+    let rds = Rds { config_source: Some(pb::ads()), route_config_name: table.to_string() };
+    let manager = HttpConnectionManager {
+        http_filters: vec![router],
+        route_specifier: Some(RouteSpecifier::Rds(rds)),
+        ..HttpConnectionManager::default()
+    };
+    let message = Listener {
+        name: name.to_owned(),
+        api_listener: Some(ApiListener { api_listener: Some(pb::any(&manager)) }),
+        ..Listener::default()
+    };
+    Resource::encode(Arc::from(name), &message, pb::sources(sources))
+}

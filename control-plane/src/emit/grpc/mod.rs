@@ -1,0 +1,98 @@
+//! The model as a proxyless gRPC client understands it (`xds:///<service>.<namespace>:<port>`): everything by name.
+//!
+//! The listener is named as the target was written; it asks for the route table of the Service's port, that for clusters,
+//! those for endpoints, under the names they have in the model. Source: gRFC A27 and, for what is inside, A28 (matching),
+//! A29 (TLS), A32 (circuit breaking), A44 (retries), A48 (least request), A50 (outlier detection), A52 (policies).
+//!
+//! Where a client without a sidecar differs from one with:
+//! - gRPC applies no header changes, redirects or rewrites, and knows no per-try timeout, retry budget or response codes.
+//!   Routes that ask for a method other than POST or for query parameters can match no call and are left out.
+//! - An invalid backend fails its share of calls with UNAVAILABLE.
+//! - Failures in a row are not counted: an endpoint is ejected when all calls of an interval failed.
+//! - Where a client has certificates ([`Client::certificate_provider`]) and a cluster is meshed, it is given the meshed
+//!   endpoints only, because gRPC knows one kind of connection for each cluster. gRPC offers ALPN `h2` and nothing else,
+//!   so a sidecar takes it for the application's own TLS: relayed in PERMISSIVE and DISABLE, refused in STRICT.
+//!
+//! Called by `publish` for the names a gRPC client subscribes to.
+
+mod cluster;
+mod endpoints;
+mod listener;
+mod route;
+pub mod target;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use heddle_xds::resource::{Kind, Resource};
+
+use crate::model::{Cluster, Endpoints, Model, OutboundListener, ResourceName, RouteTable, Service, ServiceName};
+
+pub use target::Target;
+
+/// What is known of a gRPC client.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Client {
+    /// Its namespace, for the routes that namespace brought itself.
+    pub namespace: Arc<str>,
+    /// The certificate provider instance of its bootstrap that holds identity and roots ([`CERTIFICATE_PROVIDER`] by
+    /// convention); `None`: it has none and speaks plaintext.
+    pub certificate_provider: Option<Arc<str>>,
+}
+
+/// The resource `name` of `kind` as `client` gets it; `None`: there is none.
+pub fn resource(model: &Model, client: &Client, kind: Kind, name: &str) -> Option<Resource> {
+    match kind {
+        Kind::Listener => {
+            let target = Target::parse(name)?;
+            let (_, listener) = port(model, &target.service, target.port)?;
+            let table = listener.http.as_ref()?.for_client(&client.namespace);
+            Some(listener::listener(name, table, &listener.sources))
+        }
+        Kind::Route => Some(route::table(table(model, name)?)),
+        Kind::Cluster => Some(cluster::cluster(cluster(model, name)?.0, client)),
+        Kind::Endpoints => {
+            let (cluster, endpoints) = cluster(model, name)?;
+            Some(endpoints::resource(cluster, endpoints, client))
+        }
+    }
+}
+
+fn port<'m>(model: &'m Model, service: &ServiceName, port: u16) -> Option<(&'m Service, &'m OutboundListener)> {
+    let service = model.services.get(service)?;
+    let listener = service.listeners.iter().find(|listener| listener.port == port)?;
+    Some((service, listener))
+}
+
+/// A route table by name, a consumer's included: whoever asks was told that name.
+fn table<'m>(model: &'m Model, name: &str) -> Option<&'m RouteTable> {
+    let (service, rest) = split(name)?;
+    let service = model.services.get(&service)?;
+    let key = match rest.split_once('@') {
+        None => ResourceName::service_port(&service.name, rest.parse().ok()?),
+        Some((port, client)) => ResourceName::consumer(&service.name, port.parse().ok()?, client),
+    };
+    // A second spelling of the port (`080`) is no name.
+    service.routes.get(&key).filter(|table| table.name.as_str() == name)
+}
+
+/// A cluster by name with its endpoints.
+fn cluster<'m>(model: &'m Model, name: &str) -> Option<(&'m Cluster, &'m Endpoints)> {
+    let (service, port) = split(name)?;
+    let service = model.services.get(&service)?;
+    let key = ResourceName::service_port(&service.name, port.parse().ok()?);
+    let cluster = service.clusters.get(&key).filter(|cluster| cluster.name.as_str() == name)?;
+    Some((cluster, service.endpoints.get(&key)?))
+}
+
+/// `<namespace>/<service>/<rest>`.
+fn split(name: &str) -> Option<(ServiceName, &str)> {
+    let mut parts = name.splitn(3, '/');
+    let (namespace, service, rest) = (parts.next()?, parts.next()?, parts.next()?);
+    Some((ServiceName::new(namespace, service), rest))
+}
+
+/// The certificate provider instance (plugin `file_watcher`) of a client's bootstrap, by convention.
+pub const CERTIFICATE_PROVIDER: &str = "default";

@@ -1,0 +1,780 @@
+//! The dialect between control plane and sidecar: every field of the model, through the encoding of one half and the
+//! reading of the other, arrives in the tables.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Debug;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use heddle_control_plane::emit::{Index, heddle};
+use heddle_control_plane::model::cluster::{Limits, RetryBudget, Settings};
+use heddle_control_plane::model::route::{
+    HeaderChanges, HeaderMatch, HeaderValue, PathChange, PathMatch, QueryMatch, Redirect, RetryPolicy, Rewrite,
+    RouteMatch, Scheme, StringMatch,
+};
+use heddle_control_plane::model::{self, SourceRef, SpiffeId, TextMatch};
+use heddle_proxy::sync;
+use heddle_proxy::tables::cluster::{EndpointSet, EndpointTls};
+use heddle_proxy::tables::{self, Cluster};
+use heddle_xds::resource::{Kind, Resource};
+
+#[test]
+fn a_listener_s_protocol_and_what_it_leads_to_arrive() {
+    use model::Protocol as From;
+    use tables::Protocol as To;
+    for (from, to) in
+        [(From::Detect, To::Detect), (From::Http, To::Http), (From::Http2, To::Http2), (From::Tcp, To::Tcp)]
+    {
+        let resource = heddle::listener(&listener(from), address("10.1.0.1:80"), "elsewhere");
+
+        let parsed = sync::listener::parse("outbound/10.1.0.1:80", &resource.bytes).unwrap();
+
+        assert_eq!(&*resource.name, "outbound/10.1.0.1:80");
+        assert_eq!(parsed.protocol, to);
+        assert_eq!(parsed.routes.as_deref(), from.may_be_http().then_some("shop/cart/80"), "{from:?}");
+        assert_eq!(parsed.tcp.as_deref(), from.may_be_opaque().then_some("shop/cart/80"), "{from:?}");
+        assert_eq!(resource.sources[..], ["Service/shop/cart".into()]);
+    }
+}
+
+#[test]
+fn a_client_gets_the_routes_its_namespace_brought_itself() {
+    let resource = heddle::listener(&listener(model::Protocol::Http), address("[2001:db8::1]:80"), "team");
+
+    let parsed = sync::listener::parse("outbound/[2001:db8::1]:80", &resource.bytes).unwrap();
+
+    assert_eq!(parsed.routes.as_deref(), Some("shop/cart/80@team"));
+}
+
+#[test]
+fn every_condition_of_a_route_arrives() {
+    let header = |name: &str, value| HeaderMatch { name: name.into(), value };
+    let query = |name: &str, value| QueryMatch { name: name.into(), value };
+    let matches = [
+        RouteMatch::default(),
+        RouteMatch { path: Some(PathMatch::Exact("/a/b".into())), ..RouteMatch::default() },
+        RouteMatch { path: Some(PathMatch::Prefix("/a".into())), ..RouteMatch::default() },
+        RouteMatch { path: Some(PathMatch::Prefix(String::new())), ..RouteMatch::default() },
+        RouteMatch { path: Some(PathMatch::Regex("/a|/b.*".into())), ..RouteMatch::default() },
+        RouteMatch {
+            headers: vec![
+                header("x-one", StringMatch::Exact("1".into())),
+                header("x-two", StringMatch::Regex("[0-9]+".into())),
+            ],
+            query: vec![query("Q", StringMatch::Exact(String::new())), query("r", StringMatch::Regex("x?".into()))],
+            method: Some("PATCH".into()),
+            ..RouteMatch::default()
+        },
+    ];
+
+    let table = through(&matches.map(|matches| route(matches, rule(Vec::new()))));
+
+    let found: Vec<String> = table.routes.iter().map(|route| format!("{:?}", route.matches)).collect();
+    let anything = r#"RouteMatch { path: None, headers: [], query: [], method: None }"#;
+    let with_path = |path: &str| anything.replacen("None", &format!("Some({path})"), 1);
+    assert_eq!(
+        found,
+        [
+            anything.to_owned(),
+            with_path(r#"Exact("/a/b")"#),
+            with_path(r#"Prefix("/a")"#),
+            anything.to_owned(),
+            with_path(r#"Regex(Regex("\\A(?:/a|/b.*)\\z"))"#),
+            r#"RouteMatch { path: None, headers: [("x-one", Exact("1")), ("x-two", Regex(Regex("\\A(?:[0-9]+)\\z")))], query: [("Q", Exact("")), ("r", Regex(Regex("\\A(?:x?)\\z")))], method: Some(PATCH) }"#.to_owned(),
+        ]
+    );
+}
+
+#[test]
+fn backends_arrive_with_weight_filters_and_the_invalid_one_as_none() {
+    let backends = vec![
+        backend(90, Some("cart"), Vec::new()),
+        backend(0, None, Vec::new()),
+        backend(
+            10,
+            Some("canary"),
+            vec![
+                model::Filter::RequestHeaders(changes(&["x-canary=1"], &[], &[])),
+                model::Filter::Rewrite(Rewrite { hostname: Some("canary".into()), path: None }),
+                model::Filter::ResponseHeaders(changes(&[], &["x-from=canary"], &["server"])),
+            ],
+        ),
+        backend(1, Some("moved"), vec![model::Filter::Redirect(Redirect { hostname: Some("b".into()), ..redirect() })]),
+    ];
+
+    let table = through(&[route(RouteMatch::default(), model::Rule { backends, ..rule(Vec::new()) })]);
+
+    let rule = &table.routes[0].rule;
+    let clusters: Vec<_> = rule.backends.iter().map(|b| (b.weight, b.cluster.as_ref().map(|c| &*c.name))).collect();
+    let expected = [(90, Some("shop/cart/80")), (0, None), (10, Some("shop/canary/80")), (1, Some("shop/moved/80"))];
+    assert_eq!(clusters, expected);
+    assert_eq!(rule.total_weight, 101);
+    assert_eq!(
+        shown(&rule.backends[2].filters),
+        [
+            r#"RequestHeaders(HeaderChanges { set: [("x-canary", "1")], add: [], remove: [] })"#,
+            r#"Rewrite(Rewrite { hostname: Some("canary"), path: None })"#,
+            r#"ResponseHeaders(HeaderChanges { set: [], add: [("x-from", "canary")], remove: ["server"] })"#,
+        ]
+    );
+    assert_eq!(
+        shown(&rule.backends[3].filters),
+        [r#"Redirect(Redirect { scheme: None, hostname: Some("b"), path: None, port: None, status: 302 })"#]
+    );
+}
+
+#[test]
+fn header_changes_arrive_in_the_order_set_add_remove() {
+    let all = changes(&["a=1", "b=2", "c=3"], &["a=4", "d="], &["c", "e"]);
+    let filters = vec![model::Filter::ResponseHeaders(all.clone()), model::Filter::RequestHeaders(all)];
+
+    let table = through(&[route(RouteMatch::default(), rule(filters))]);
+
+    // `c` is set and then removed: only the removal is left.
+    let kept = r#"HeaderChanges { set: [("a", "1"), ("b", "2")], add: [("a", "4"), ("d", "")], remove: ["c", "e"] }"#;
+    assert_eq!(
+        shown(&table.routes[0].rule.filters),
+        [format!("RequestHeaders({kept})"), format!("ResponseHeaders({kept})")]
+    );
+}
+
+#[test]
+fn every_change_of_path_arrives() {
+    let full = PathChange::Full(r"/x\1 y".into());
+    let replace = |text: &str| PathChange::Prefix(text.into());
+    let prefix = |text: &str| Some(PathMatch::Prefix(text.into()));
+    let cases = [
+        (prefix("/a"), full, r#"Full("/x\\1 y")"#),
+        (prefix("/a.b"), replace("/c"), r#"Prefix { matched: "/a.b", replacement: "/c" }"#),
+        (prefix("/a.b"), replace("/c/"), r#"Prefix { matched: "/a.b", replacement: "/c" }"#),
+        (prefix("/a.b(c"), replace("/"), r#"Prefix { matched: "/a.b(c", replacement: "" }"#),
+        (prefix("/a"), replace(""), r#"Prefix { matched: "/a", replacement: "" }"#),
+        (prefix(""), replace("/c"), r#"Prefix { matched: "", replacement: "/c" }"#),
+        (prefix(""), replace("/"), r#"Prefix { matched: "", replacement: "" }"#),
+        (None, replace("/c"), r#"Prefix { matched: "", replacement: "/c" }"#),
+        (Some(PathMatch::Exact("/a".into())), replace("/c"), r#"Prefix { matched: "/a", replacement: "/c" }"#),
+    ];
+    for (path, change, expected) in cases {
+        let rewrite = model::Filter::Rewrite(Rewrite { hostname: Some("h".into()), path: Some(change.clone()) });
+        let redirect = model::Filter::Redirect(Redirect { path: Some(change), ..redirect() });
+        let matches = RouteMatch { path, ..RouteMatch::default() };
+
+        let table = through(&[route(matches.clone(), rule(vec![rewrite])), route(matches, rule(vec![redirect]))]);
+
+        let [rewrite, redirect] = [0, 1].map(|index: usize| shown(&table.routes[index].rule.filters));
+        assert_eq!(rewrite, [format!(r#"Rewrite(Rewrite {{ hostname: Some("h"), path: Some({expected}) }})"#)]);
+        assert!(redirect[0].contains(&format!("path: Some({expected})")), "{redirect:?}");
+    }
+}
+
+#[test]
+fn every_part_of_a_redirect_arrives_and_nothing_is_sent_upstream() {
+    for status in [301, 302, 303, 307, 308] {
+        for (scheme, expected) in [(Scheme::Http, "http"), (Scheme::Https, "https")] {
+            let hostname = Some("b.example".into());
+            let redirect = Redirect { scheme: Some(scheme), hostname, path: None, port: Some(8443), status };
+            let table = through(&[route(RouteMatch::default(), rule(vec![model::Filter::Redirect(redirect)]))]);
+
+            let rule = &table.routes[0].rule;
+            assert!(rule.backends.is_empty());
+            let expected = format!(
+                r#"Redirect(Redirect {{ scheme: Some("{expected}"), hostname: Some("b.example"), path: None, port: Some(8443), status: {status} }})"#
+            );
+            assert_eq!(shown(&rule.filters), [expected]);
+        }
+    }
+}
+
+#[test]
+fn timeouts_and_retries_arrive() {
+    let retry = RetryPolicy {
+        retries: 3,
+        codes: vec![500, 503],
+        grpc_codes: vec![1, 2, 4, 8, 10, 13, 14],
+        connection_failures: true,
+        backoff_base: Duration::from_millis(20),
+        backoff_max: Duration::from_millis(333),
+    };
+    let bounded = model::Rule {
+        request_timeout: Some(Duration::from_millis(1_500)),
+        try_timeout: Some(Duration::from_micros(250_500)),
+        retry: Some(retry),
+        ..rule(Vec::new())
+    };
+    let only_try = model::Rule { try_timeout: Some(Duration::from_secs(1)), ..rule(Vec::new()) };
+
+    let table = through(&[bounded, only_try, rule(Vec::new())].map(|rule| route(RouteMatch::default(), rule)));
+
+    let found = |index: usize| {
+        let rule = &table.routes[index].rule;
+        (rule.request_timeout, rule.try_timeout, rule.retry.as_ref())
+    };
+    let (request, attempt, retry) = found(0);
+    assert_eq!(request, Some(Duration::from_millis(1_500)));
+    assert_eq!(attempt, Some(Duration::from_micros(250_500)));
+    assert_eq!(
+        format!("{:?}", retry.unwrap()),
+        "RetryPolicy { retries: 3, codes: [500, 503], grpc_codes: [1, 2, 4, 8, 10, 13, 14], \
+         connection_failures: true, backoff_base: 20ms, backoff_max: 333ms }"
+    );
+    assert_eq!(&*table.routes[0].rule.name, "HTTPRoute/shop/cart/0");
+    let (request, attempt, retry) = found(1);
+    assert_eq!((request, attempt, retry.is_none()), (None, Some(Duration::from_secs(1)), true));
+    let (request, attempt, retry) = found(2);
+    assert_eq!((request, attempt, retry.is_none()), (None, None, true));
+}
+
+#[test]
+fn a_rule_without_backends_answers_500() {
+    let table = through(&[route(RouteMatch::default(), model::Rule { backends: Vec::new(), ..rule(Vec::new()) })]);
+
+    assert!(table.routes[0].rule.backends.is_empty());
+    assert_eq!(table.routes[0].rule.total_weight, 0);
+}
+
+#[test]
+fn every_setting_of_a_cluster_arrives() {
+    for settings in [settings(), Settings::default()] {
+        let cluster = model::Cluster { settings: settings.clone(), ..cluster() };
+
+        let resource = heddle::cluster(&cluster);
+        let parsed = sync::cluster::parse("shop/cart/80", &resource.bytes).unwrap();
+
+        assert_eq!(parsed.settings, expected_settings(&settings));
+        assert_eq!(parsed.service, Some(service_name("shop", "cart")));
+        assert_eq!(parsed.identities[..], [Arc::from(CART), Arc::from(OTHER)]);
+    }
+    for (from, to) in [
+        (model::UpstreamHttp::AsDownstream, tables::cluster::UpstreamHttp::AsDownstream),
+        (model::UpstreamHttp::Http1, tables::cluster::UpstreamHttp::Http1),
+        (model::UpstreamHttp::Http2, tables::cluster::UpstreamHttp::Http2),
+    ] {
+        let settings = Settings { upstream_http: from, ..Settings::default() };
+        let resource =
+            heddle::cluster(&model::Cluster { settings, service: None, identities: Vec::new(), ..cluster() });
+        let parsed = sync::cluster::parse("shop/cart/80", &resource.bytes).unwrap();
+        assert_eq!(parsed.settings.upstream_http, to);
+        assert_eq!(parsed.service, None);
+        assert!(parsed.identities.is_empty());
+    }
+}
+
+#[test]
+fn every_part_of_an_endpoint_arrives() {
+    let resource = heddle::endpoints(&endpoints());
+
+    let parsed = sync::endpoints::parse("shop/cart/80", &resource.bytes).unwrap();
+    let none: Arc<[Arc<str>]> = Arc::new([]);
+    let set = sync::endpoints::set(&parsed, &none, None);
+
+    let found: BTreeMap<_, _> = set
+        .endpoints
+        .iter()
+        .map(|e| (e.address, (e.tls.clone(), e.weight, e.draining, e.workload.to_string())))
+        .collect();
+    let mtls = |identity: &str| EndpointTls::Mtls(Arc::new([identity.into()]));
+    let expected = BTreeMap::from([
+        (address("10.0.0.1:8080"), (mtls(CART), 1, false, "shop/cart-0".to_owned())),
+        (address("10.0.0.2:8080"), (mtls(OTHER), 7, true, "shop/cart-1".to_owned())),
+        (address("10.0.0.3:8080"), (EndpointTls::Plaintext, 3, false, String::new())),
+        (address("[2001:db8::4]:8080"), (EndpointTls::Plaintext, 1, false, "shop/vm".to_owned())),
+    ]);
+    assert_eq!(found, expected);
+    assert_eq!(set.active, 3);
+}
+
+#[test]
+fn a_workload_s_inbound_side_arrives() {
+    let resource = heddle::inbound(&workload()).unwrap();
+
+    let inbound = sync::inbound::parse("inbound", &resource.bytes).unwrap();
+
+    assert_eq!((&*inbound.namespace, &*inbound.workload), ("shop", "cart-0"));
+    assert_eq!(inbound.mesh.cidrs, ["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()]);
+    assert_eq!(inbound.mesh.egress, tables::Egress::Deny);
+    assert_eq!(inbound.ports.len(), 2);
+    let port = inbound.port(8080);
+    assert_eq!((port.protocol, port.tls), (tables::Protocol::Http, tables::TlsMode::Strict));
+    assert_eq!(port.service, Some(service_name("shop", "cart")));
+    assert_eq!(port.settings, expected_settings(&settings()));
+    let port = inbound.port(9090);
+    assert_eq!((port.protocol, port.tls), (tables::Protocol::Tcp, tables::TlsMode::Disable));
+    let other = inbound.port(1);
+    assert_eq!((other.protocol, other.tls), (tables::Protocol::Detect, tables::TlsMode::Permissive));
+    assert_eq!(other.service, None);
+    assert!(other.policies.is_empty());
+    assert_eq!(other.settings, tables::cluster::Settings::default());
+}
+
+#[test]
+fn every_condition_of_a_policy_arrives() {
+    let resource = heddle::inbound(&workload()).unwrap();
+
+    let inbound = sync::inbound::parse("inbound", &resource.bytes).unwrap();
+
+    let policies = &inbound.port(8080).policies;
+    assert_eq!(policies_shown(&policies.deny), policies_shown_of(&policy_set().deny));
+    assert_eq!(policies_shown(&policies.allow), policies_shown_of(&policy_set().allow));
+}
+
+#[test]
+fn a_policy_without_rules_matches_nothing_and_one_with_an_empty_rule_anything() {
+    let resource = heddle::inbound(&workload()).unwrap();
+
+    let inbound = sync::inbound::parse("inbound", &resource.bytes).unwrap();
+
+    let allow = &inbound.port(9090).policies.allow;
+    let found: Vec<_> = allow.iter().map(|policy| (&*policy.name, policy.dry_run, policy.rules.len())).collect();
+    assert_eq!(found, [("shop/anyone", false, 1), ("shop/nobody", false, 0)]);
+    assert!(allow[0].rules[0].from.is_empty() && allow[0].rules[0].to.is_empty());
+}
+
+#[test]
+fn a_sidecar_finds_by_name_what_each_resource_leads_to() {
+    let (model, index) = mesh();
+    let client = model::WorkloadName::new("team", "client");
+    let find = |kind, name: &str| heddle::lookup(&model, &index, &client, kind, name);
+
+    let listener = find(Kind::Listener, "outbound/10.1.0.1:80").unwrap();
+    let parsed = sync::listener::parse(&listener.name, &listener.bytes).unwrap();
+    let routes = find(Kind::Route, parsed.routes.as_deref().unwrap()).unwrap();
+    let clusters = sync::route::clusters(&routes.name, &routes.bytes).unwrap();
+
+    assert_eq!(&*routes.name, "shop/cart/80@team");
+    assert_eq!(clusters.iter().map(|name| &**name).collect::<Vec<_>>(), ["shop/cart/80"]);
+    for cluster in &clusters {
+        assert_eq!(&find(Kind::Cluster, cluster).unwrap().name, cluster);
+        assert_eq!(&find(Kind::Endpoints, cluster).unwrap().name, cluster);
+    }
+    let own = heddle::lookup(&model, &index, &model::WorkloadName::new("shop", "cart-0"), Kind::Listener, "inbound");
+    assert!(own.is_some());
+    assert!(find(Kind::Listener, "inbound").is_none(), "the client is no workload of the mesh");
+}
+
+#[test]
+fn a_workload_s_own_address_leads_to_that_workload_alone() {
+    let (model, index) = mesh();
+    let client = model::WorkloadName::new("team", "client");
+    let find = |kind, name: &str| heddle::lookup(&model, &index, &client, kind, name);
+
+    for (destination, name) in [
+        ("outbound/10.0.0.1:8080", "shop/workload/cart-0/10.0.0.1:8080"),
+        ("outbound/[2001:db8::10]:7", "shop/workload/cart-0/[2001:db8::10]:7"),
+    ] {
+        let listener = find(Kind::Listener, destination).unwrap();
+        let parsed = sync::listener::parse(destination, &listener.bytes).unwrap();
+        assert_eq!(parsed.routes.as_deref(), Some(name));
+        let routes = find(Kind::Route, name).unwrap();
+        assert_eq!(sync::route::clusters(name, &routes.bytes).unwrap().len(), 1);
+        let cluster = sync::cluster::parse(name, &find(Kind::Cluster, name).unwrap().bytes).unwrap();
+        assert_eq!(cluster.identities[..], [Arc::from(CART)]);
+        let endpoints = sync::endpoints::parse(name, &find(Kind::Endpoints, name).unwrap().bytes).unwrap();
+        assert_eq!(endpoints.len(), 1);
+    }
+}
+
+#[test]
+fn a_name_nobody_has_or_a_second_spelling_of_one_finds_nothing() {
+    let (model, index) = mesh();
+    let client = model::WorkloadName::new("team", "client");
+    for (kind, name) in [
+        (Kind::Listener, "outbound/10.1.0.1:81"),
+        (Kind::Listener, "outbound/10.9.9.9:80"),
+        (Kind::Listener, "10.1.0.1:80"),
+        (Kind::Route, "shop/cart/080"),
+        (Kind::Route, "shop/cart/81"),
+        (Kind::Route, "shop/cart/80@nobody"),
+        (Kind::Route, "shop/cart"),
+        (Kind::Cluster, "shop/cart/80@team"),
+        (Kind::Cluster, "shop/workload/cart-0/10.0.0.2:8080"),
+        (Kind::Cluster, "shop/workload/cart-0/[2001:db8:0::10]:7"),
+        (Kind::Endpoints, "invalid"),
+    ] {
+        assert_eq!(heddle::lookup(&model, &index, &client, kind, name), None, "{kind} {name}");
+    }
+}
+
+#[test]
+fn the_index_kept_step_by_step_is_the_one_made_from_the_whole() {
+    let (model, index) = mesh();
+    let service = model.services.values().next().unwrap();
+    let workload = model.workloads.values().next().unwrap();
+    let moved = model::Workload { addresses: vec!["10.0.0.9".parse().unwrap()], ..(**workload).clone() };
+    let mut stepwise = Index::default();
+
+    stepwise.replace_workload(None, Some(&moved));
+    stepwise.replace_service(None, Some(service));
+    stepwise.replace_workload(Some(&moved), Some(workload));
+    assert_eq!(stepwise, index);
+
+    stepwise.replace_service(Some(service), None);
+    stepwise.replace_workload(Some(workload), None);
+    assert_eq!(stepwise, Index::default());
+}
+
+#[test]
+fn two_processes_make_the_same_versions() {
+    let here = all_resources().map(|resource| resource.version.to_string()).join(" ");
+    if let Ok(path) = std::env::var(CHILD) {
+        std::fs::write(path, here).unwrap();
+        return;
+    }
+    for round in 0..4 {
+        let path = std::env::temp_dir().join(format!("heddle-dialect-{}-{round}", std::process::id()));
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "two_processes_make_the_same_versions"])
+            .env(CHILD, &path)
+            .status()
+            .unwrap();
+        let there = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(status.success());
+        assert_eq!(here, there);
+    }
+}
+
+/// Set for the second process: the file it writes its versions to.
+const CHILD: &str = "HEDDLE_DIALECT_VERSIONS";
+const CART: &str = "spiffe://mesh/ns/shop/sa/cart";
+const OTHER: &str = "spiffe://mesh/ns/shop/sa/other";
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn cart() -> model::ServiceName {
+    model::ServiceName::new("shop", "cart")
+}
+
+fn port_of(service: &str) -> model::ResourceName {
+    model::ResourceName::service_port(&model::ServiceName::new("shop", service), 80)
+}
+
+fn sources() -> Vec<SourceRef> {
+    vec![SourceRef::new("Service", "shop", "cart")]
+}
+
+fn service_name(namespace: &str, name: &str) -> tables::ServiceName {
+    tables::ServiceName { namespace: namespace.into(), name: name.into() }
+}
+
+fn listener(protocol: model::Protocol) -> model::OutboundListener {
+    let consumers = BTreeMap::from([(Arc::from("team"), model::ResourceName::consumer(&cart(), 80, "team"))]);
+    model::OutboundListener {
+        owner: model::Owner::Service(cart()),
+        port: 80,
+        port_name: Some("web".into()),
+        addresses: vec![address("10.1.0.1:80"), address("[2001:db8::1]:80")],
+        protocol,
+        http: protocol.may_be_http().then(|| model::HttpRoutes { table: port_of("cart"), consumers }),
+        tcp: protocol.may_be_opaque().then(|| port_of("cart")),
+        sources: sources(),
+    }
+}
+
+fn rule(filters: Vec<model::Filter>) -> model::Rule {
+    model::Rule {
+        name: "HTTPRoute/shop/cart/0".into(),
+        filters,
+        backends: vec![backend(1, Some("cart"), Vec::new())],
+        request_timeout: None,
+        try_timeout: None,
+        retry: None,
+    }
+}
+
+fn backend(weight: u32, service: Option<&str>, filters: Vec<model::Filter>) -> model::Backend {
+    model::Backend { weight, cluster: service.map(port_of), filters }
+}
+
+fn route(matches: RouteMatch, rule: model::Rule) -> model::Route {
+    model::Route { matches, rule: Arc::new(rule) }
+}
+
+fn route_table(name: model::ResourceName, routes: &[model::Route]) -> model::RouteTable {
+    model::RouteTable { name, service: Some(cart()), routes: routes.to_vec(), sources: sources() }
+}
+
+/// A route table through both halves; every cluster it names exists.
+fn through(routes: &[model::Route]) -> tables::RouteTable {
+    let resource = heddle::route_table(&route_table(port_of("cart"), routes));
+    let mut clusters: HashMap<String, Arc<Cluster>> = HashMap::new();
+    let mut resolve = |name: &str| Some(clusters.entry(name.to_owned()).or_insert_with(|| named(name)).clone());
+    let table = sync::route::parse("shop/cart/80", &resource.bytes, &mut resolve).unwrap();
+    assert!(!clusters.contains_key("invalid"));
+    table
+}
+
+fn named(name: &str) -> Arc<Cluster> {
+    Arc::new(Cluster {
+        name: name.into(),
+        service: None,
+        settings: tables::cluster::Settings::default(),
+        identities: Arc::new([]),
+        endpoints: EndpointSet::default().into_swap(),
+        state: Arc::default(),
+    })
+}
+
+fn changes(set: &[&str], add: &[&str], remove: &[&str]) -> HeaderChanges {
+    let headers = |all: &[&str]| {
+        let pairs = all.iter().map(|text| text.split_once('=').unwrap());
+        pairs.map(|(name, value)| HeaderValue { name: name.into(), value: value.into() }).collect()
+    };
+    HeaderChanges { set: headers(set), add: headers(add), remove: remove.iter().map(|name| (*name).into()).collect() }
+}
+
+fn redirect() -> Redirect {
+    Redirect { scheme: None, hostname: None, path: None, port: None, status: 302 }
+}
+
+fn shown(values: &[impl Debug]) -> Vec<String> {
+    values.iter().map(|value| format!("{value:?}")).collect()
+}
+
+/// Every value another one than the default.
+fn settings() -> Settings {
+    Settings {
+        load_balancing: model::LoadBalancing::RoundRobin,
+        connect_timeout: Duration::from_millis(1_250),
+        idle_timeout: Duration::from_millis(31_500),
+        limits: Limits { connections: 1, pending: 2, requests: 3, retries: 4 },
+        outlier: Some(model::Outlier {
+            consecutive_failures: 6,
+            base_ejection: Duration::from_secs(7),
+            max_ejection: Duration::from_secs(80),
+            max_ejected_percent: 90,
+            panic_percent: 10,
+        }),
+        retry_budget: RetryBudget { percent: 11, floor: 12 },
+        upstream_http: model::UpstreamHttp::Http2,
+    }
+}
+
+fn expected_settings(from: &Settings) -> tables::cluster::Settings {
+    tables::cluster::Settings {
+        policy: match from.load_balancing {
+            model::LoadBalancing::P2cEwma => tables::cluster::LoadBalancing::P2cEwma,
+            model::LoadBalancing::RoundRobin => tables::cluster::LoadBalancing::RoundRobin,
+        },
+        connect_timeout: from.connect_timeout,
+        idle_timeout: from.idle_timeout,
+        limits: heddle_proxy::balance::breaker::Limits {
+            connections: from.limits.connections,
+            pending: from.limits.pending,
+            requests: from.limits.requests,
+            retries: from.limits.retries,
+        },
+        outlier: from.outlier.map(|outlier| heddle_proxy::balance::outlier::Settings {
+            consecutive_failures: outlier.consecutive_failures,
+            base_ejection: outlier.base_ejection,
+            max_ejection: outlier.max_ejection,
+            max_ejected_percent: outlier.max_ejected_percent,
+            panic_percent: outlier.panic_percent,
+        }),
+        retry_budget_percent: from.retry_budget.percent,
+        retry_budget_floor: from.retry_budget.floor,
+        upstream_http: match from.upstream_http {
+            model::UpstreamHttp::AsDownstream => tables::cluster::UpstreamHttp::AsDownstream,
+            model::UpstreamHttp::Http1 => tables::cluster::UpstreamHttp::Http1,
+            model::UpstreamHttp::Http2 => tables::cluster::UpstreamHttp::Http2,
+        },
+    }
+}
+
+fn cluster() -> model::Cluster {
+    model::Cluster {
+        name: port_of("cart"),
+        service: Some(cart()),
+        settings: settings(),
+        identities: vec![SpiffeId::new("mesh", "shop", "cart"), SpiffeId::new("mesh", "shop", "other")],
+        sources: sources(),
+    }
+}
+
+fn endpoints() -> model::Endpoints {
+    let endpoint = |text: &str, account: Option<&str>, workload: Option<&str>| model::Endpoint {
+        address: address(text),
+        mtls: account.map(|account| SpiffeId::new("mesh", "shop", account)),
+        weight: 1,
+        draining: false,
+        workload: workload.map(|name| model::WorkloadName::new("shop", name)),
+        locality: None,
+    };
+    let zone = |zone: &str| Some(model::Locality { region: Some("r".into()), zone: Some(zone.into()) });
+    model::Endpoints {
+        name: port_of("cart"),
+        endpoints: vec![
+            endpoint("10.0.0.1:8080", Some("cart"), Some("cart-0")),
+            model::Endpoint {
+                weight: 7,
+                draining: true,
+                locality: zone("b"),
+                ..endpoint("10.0.0.2:8080", Some("other"), Some("cart-1"))
+            },
+            model::Endpoint { weight: 3, locality: zone("a"), ..endpoint("10.0.0.3:8080", None, None) },
+            endpoint("[2001:db8::4]:8080", None, Some("vm")),
+        ],
+    }
+}
+
+fn policy(name: &str, dry_run: bool, rules: Vec<model::PolicyRule>) -> Arc<model::Policy> {
+    Arc::new(model::Policy { name: name.into(), dry_run, rules })
+}
+
+fn policy_set() -> model::PolicySet {
+    let texts = |letter: &str| {
+        vec![
+            TextMatch::Exact(format!("{letter}.x")),
+            TextMatch::Prefix(format!("{letter}-p")),
+            TextMatch::Suffix(format!("{letter}-s")),
+            TextMatch::Present,
+        ]
+    };
+    let full = model::PolicyRule {
+        from: vec![
+            model::Principals {
+                principals: texts("a"),
+                not_principals: texts("b"),
+                namespaces: texts("c"),
+                not_namespaces: texts("d"),
+                ip_blocks: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+                not_ip_blocks: vec!["10.1.0.0/16".parse().unwrap()],
+            },
+            model::Principals { namespaces: texts("e"), ..model::Principals::default() },
+        ],
+        to: vec![
+            model::Operation {
+                ports: vec![80, 8080],
+                not_ports: vec![81],
+                methods: texts("f"),
+                not_methods: texts("g"),
+                paths: texts("/h"),
+                not_paths: texts("/i"),
+                hosts: texts("j"),
+                not_hosts: texts("k"),
+            },
+            model::Operation { ports: vec![1], ..model::Operation::default() },
+        ],
+    };
+    let only_from = model::PolicyRule {
+        from: vec![model::Principals { principals: texts("l"), ..model::Principals::default() }],
+        ..model::PolicyRule::default()
+    };
+    let only_to = model::PolicyRule {
+        to: vec![model::Operation { methods: texts("m"), ..model::Operation::default() }],
+        ..model::PolicyRule::default()
+    };
+    // More rules than ten, so that their order is seen to be one of numbers.
+    let many = (0..12).map(|port| model::PolicyRule {
+        to: vec![model::Operation { ports: vec![port], ..model::Operation::default() }],
+        ..model::PolicyRule::default()
+    });
+    model::PolicySet {
+        deny: vec![policy("shop/a", false, vec![full.clone(), only_from]), policy("shop/b", true, vec![only_to])],
+        allow: vec![policy("shop/c", false, vec![full]), policy("shop/d", false, many.collect())],
+    }
+}
+
+/// Both kinds of policies in one form. Policies on dry run come last, as they do in the tables.
+fn policies_shown(policies: &[tables::policy::Policy]) -> Vec<String> {
+    policies.iter().map(|policy| format!("{:?} {:?} {:?}", policy.name, policy.dry_run, policy.rules)).collect()
+}
+
+fn policies_shown_of(policies: &[Arc<model::Policy>]) -> Vec<String> {
+    let shown = policies.iter().map(|policy| format!("{:?} {:?} {:?}", policy.name, policy.dry_run, policy.rules));
+    shown.map(|text| text.replace("PolicyRule {", "Rule {").replace("Principals {", "Source {")).collect()
+}
+
+fn inbound_port(protocol: model::Protocol, tls: model::TlsMode) -> model::InboundPort {
+    model::InboundPort {
+        protocol,
+        tls,
+        service: None,
+        policies: model::PolicySet::default(),
+        settings: Settings::default(),
+    }
+}
+
+fn workload() -> model::Workload {
+    let web = model::InboundPort {
+        service: Some(cart()),
+        policies: policy_set(),
+        settings: settings(),
+        ..inbound_port(model::Protocol::Http, model::TlsMode::Strict)
+    };
+    let opaque = model::InboundPort {
+        policies: model::PolicySet {
+            allow: vec![
+                policy("shop/anyone", false, vec![model::PolicyRule::default()]),
+                policy("shop/nobody", false, Vec::new()),
+            ],
+            ..model::PolicySet::default()
+        },
+        ..inbound_port(model::Protocol::Tcp, model::TlsMode::Disable)
+    };
+    let direct = |protocol, mtls| model::DirectPort {
+        protocol,
+        mtls,
+        service: None,
+        settings: Settings::default(),
+        request_timeout: None,
+        try_timeout: None,
+        retry: None,
+    };
+    model::Workload {
+        name: model::WorkloadName::new("shop", "cart-0"),
+        service_account: "cart".into(),
+        identity: SpiffeId::new("mesh", "shop", "cart"),
+        addresses: vec!["10.0.0.1".parse().unwrap(), "2001:db8::10".parse().unwrap()],
+        host_network: false,
+        inbound: Some(model::Inbound {
+            mesh: model::Mesh {
+                cidrs: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+                egress: model::Egress::Deny,
+            },
+            ports: BTreeMap::from([(8080, web), (9090, opaque)]),
+            other_ports: inbound_port(model::Protocol::Detect, model::TlsMode::Permissive),
+            sources: vec![SourceRef::new("Pod", "shop", "cart-0")],
+        }),
+        direct: model::Direct {
+            ports: BTreeMap::from([(8080, direct(model::Protocol::Http, true))]),
+            other_ports: Some(direct(model::Protocol::Detect, true)),
+            draining: false,
+            locality: None,
+            sources: vec![SourceRef::new("Pod", "shop", "cart-0")],
+        },
+    }
+}
+
+fn mesh() -> (model::Model, Index) {
+    let table = |name| route_table(name, &[route(RouteMatch::default(), rule(Vec::new()))]);
+    let tables = [table(port_of("cart")), table(model::ResourceName::consumer(&cart(), 80, "team"))];
+    let service = model::Service {
+        name: cart(),
+        listeners: vec![listener(model::Protocol::Detect)],
+        routes: tables.into_iter().map(|table| (table.name.clone(), table)).collect(),
+        clusters: BTreeMap::from([(port_of("cart"), cluster())]),
+        endpoints: BTreeMap::from([(port_of("cart"), endpoints())]),
+    };
+    let model = model::Model {
+        services: BTreeMap::from([(cart(), Arc::new(service))]),
+        workloads: BTreeMap::from([(workload().name, Arc::new(workload()))]),
+    };
+    let index = Index::new(&model);
+    (model, index)
+}
+
+fn all_resources() -> [Resource; 5] {
+    let filters = vec![model::Filter::RequestHeaders(changes(&["a=1"], &["b=2"], &["c"]))];
+    let table = route_table(port_of("cart"), &[route(RouteMatch::default(), rule(filters))]);
+    [
+        heddle::listener(&listener(model::Protocol::Detect), address("10.1.0.1:80"), "team"),
+        heddle::route_table(&table),
+        heddle::cluster(&cluster()),
+        heddle::endpoints(&endpoints()),
+        heddle::inbound(&workload()).unwrap(),
+    ]
+}
