@@ -45,6 +45,9 @@ pub struct Ads {
     port: Port,
 }
 
+/// Everything one Envoy is told.
+type Sets = BTreeMap<Kind, Arc<Set>>;
+
 /// What a connection to a port proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Port {
@@ -75,7 +78,7 @@ pub struct Client {
     /// What an Envoy says about itself.
     settings: envoy::Settings,
     /// An Envoy's resources, and the generation they were made of.
-    envoy: Mutex<Option<(u64, Arc<BTreeMap<Kind, Arc<Set>>>)>>,
+    envoy: Mutex<Option<(u64, Arc<Sets>)>>,
 }
 
 impl Shared {
@@ -177,7 +180,7 @@ impl Ads {
     }
 
     /// Everything for an Envoy; none if its workload is gone.
-    fn envoy_sets(&self, client: &Client, snapshot: &Snapshot) -> Option<Arc<BTreeMap<Kind, Arc<Set>>>> {
+    fn envoy_sets(&self, client: &Client, snapshot: &Snapshot) -> Option<Arc<Sets>> {
         let workload = snapshot.model().workloads.get(&client.caller.workload)?;
         let mut kept = client.envoy.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((generation, sets)) = &*kept

@@ -70,7 +70,7 @@ pub enum Error {
         /// The state directory.
         directory: PathBuf,
         /// What is wrong.
-        error: state::Error,
+        error: Box<state::Error>,
     },
     /// Another process works with it.
     #[error("{0} is in use by another control plane; give each its own --state")]
@@ -130,7 +130,7 @@ impl Authority {
         fs::create_dir_all(&config.state).map_err(io_error("making", &config.state))?;
         let lock = lock(&config.state)?;
         let directory = Directory::new(&config.state);
-        let failed = |error| Error::State { directory: config.state.clone(), error };
+        let failed = |error| Error::State { directory: config.state.clone(), error: Box::new(error) };
         let files = directory.create_or_read(|| {
             let brought = brought(&config.state)?;
             let state = match &brought {
@@ -264,7 +264,7 @@ impl Authority {
             }
             state.to_files()
         };
-        let failed = |error| Error::State { directory: self.directory.path().to_owned(), error };
+        let failed = |error| Error::State { directory: self.directory.path().to_owned(), error: Box::new(error) };
         let mut next = State::from_files(&self.trust_domain, self.schedule, &files, now).map_err(failed)?;
         let changes = next.slots.advance(now)?;
         self.directory.replace(&to_files(&next, self.brought)?)?;

@@ -1,6 +1,8 @@
 //! The log: text or JSON on standard error. Begun by [`crate::app::run`]; a program that embeds the control plane begins its
 //! own.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
@@ -24,7 +26,10 @@ pub fn start(filter: &str, format: LogFormat) -> Result<(), Error> {
     let registry = tracing_subscriber::registry().with(parsed);
     let _ = match format {
         LogFormat::Json => registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init(),
-        LogFormat::Text => registry.with(fmt::layer().with_writer(std::io::stderr)).try_init(),
+        LogFormat::Text => {
+            let colours = std::io::stderr().is_terminal();
+            registry.with(fmt::layer().with_ansi(colours).with_writer(std::io::stderr)).try_init()
+        }
     };
     Ok(())
 }

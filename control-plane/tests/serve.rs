@@ -1,6 +1,8 @@
 //! The running control plane, over real sockets on loopback: who gets a certificate, who may ask what, and what reaches a
 //! client when a manifest changes.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic here is a failed test")]
+
 #[path = "serve/harness.rs"]
 mod harness;
 

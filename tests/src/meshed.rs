@@ -1,6 +1,5 @@
 //! A client's pod and a server's pod, each with a sidecar, and what the two sidecars counted between them.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use heddle_proxy::tables::TlsMode;
@@ -67,7 +66,7 @@ impl Pair {
         }
     }
 
-    /// How many opaque connections the client's sidecar has seen begin.
+    /// How many opaque connections the client's sidecar has seen begin, for programs that decide that themselves.
     pub fn connections_begun(&self) -> usize {
         metrics::sum(&metrics::page(&self.client), "heddle_tcp_connections_opened_total", &[]) as usize
     }
@@ -77,13 +76,15 @@ impl Pair {
         let secure = "connection_security_policy=\"mutual_tls\"";
         let outbound = [&["direction=\"outbound\"", secure], labels].concat();
         let inbound = [&["direction=\"inbound\"", secure, principal.as_str()], labels].concat();
-        let mut seen = HashSet::new();
+        let mut last = [-1.0; 2];
         let what = format!("both sidecars count {count} of {name} with {labels:?}");
         eventually(&what, || {
             let pages = [metrics::page(&self.client), metrics::page(&self.server)];
             let counts = [metrics::sum(&pages[0], name, &outbound), metrics::sum(&pages[1], name, &inbound)];
-            if seen.insert(format!("{counts:?}")) {
-                eprintln!("{name} {labels:?}: {counts:?} of {count}");
+            // Shown if the test fails.
+            if counts != last {
+                eprintln!("{name} {labels:?}: {counts:?}, wanted {count}");
+                last = counts;
             }
             (counts == [count as f64; 2]).then_some(())
         });

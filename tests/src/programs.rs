@@ -6,13 +6,13 @@
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use heddle::pods::Child;
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Uid, User};
+use nix::unistd::User;
 use tempfile::TempDir;
 
 use crate::pods::MeshPod;
@@ -61,16 +61,15 @@ impl Program {
 /// A directory that belongs to `user` and is gone when dropped.
 pub fn directory_of(user: &str) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let (uid, gid) = ids(user);
-    std::os::unix::fs::chown(directory.path(), Some(uid.as_raw()), Some(gid.as_raw())).unwrap();
+    let owner = self::user(user);
+    std::os::unix::fs::chown(directory.path(), Some(owner.uid.as_raw()), Some(owner.gid.as_raw())).unwrap();
     directory
 }
 
-fn ids(user: &str) -> (Uid, Gid) {
-    let found = User::from_name(user).unwrap();
-    let found =
-        found.unwrap_or_else(|| panic!("no user {user} on this machine: the package that brings it is missing"));
-    (found.uid, found.gid)
+/// The user a server's package has made.
+pub fn user(name: &str) -> User {
+    let found = User::from_name(name).unwrap();
+    found.unwrap_or_else(|| panic!("this machine has no user {name}: its server is not installed (scripts/test does it)"))
 }
 
 /// A server of others in a pod; stopped when dropped. If the test fails, what it said is shown.
@@ -87,7 +86,7 @@ impl Server {
 
     /// [`Server::start`] for a server that ends in order at another signal than SIGTERM.
     pub fn start_stopped_by(stop: Signal, pod: &MeshPod, command: Command, ready: &str) -> Self {
-        let server = Self { process: Process::start(pod, command), stop };
+        let server = Self { process: Process::start(pod, command, Stdio::null()), stop };
         let said = |heard: &Heard| heard.streams.iter().any(|stream| contains(stream, ready.as_bytes()));
         let heard = server.process.hear_until(|heard| said(heard) || heard.open == 0);
         assert!(said(&heard), "{} did not say {ready:?} within {PATIENCE:?}", server.process.name);
@@ -108,11 +107,9 @@ impl Drop for Server {
     }
 }
 
-/// What a client did.
+/// What a client said.
 #[derive(Debug)]
 pub struct Outcome {
-    /// How it ended.
-    pub status: ExitStatus,
     /// What it wrote to standard output.
     pub stdout: Vec<u8>,
     /// What it wrote to standard error.
@@ -128,14 +125,12 @@ impl Outcome {
 
 /// Runs a client in `pod` to its end, which must be a success.
 pub fn run(pod: &MeshPod, command: Command) -> Outcome {
-    let outcome = run_to_any_end(pod, command);
-    assert!(outcome.status.success(), "{} said {:?}\n{}", outcome.status, outcome.text(), outcome.stderr);
-    outcome
+    run_with(pod, command, Stdio::null())
 }
 
-/// Runs a client in `pod` to its end.
-pub fn run_to_any_end(pod: &MeshPod, command: Command) -> Outcome {
-    let mut process = Process::start(pod, command);
+/// [`run`] with a standard input.
+pub fn run_with(pod: &MeshPod, command: Command, stdin: Stdio) -> Outcome {
+    let mut process = Process::start(pod, command, stdin);
     let heard = process.hear_until(|heard| heard.open == 0);
     let [stdout, stderr] = heard.streams.clone();
     let stderr = String::from_utf8_lossy(&stderr).into_owned();
@@ -143,7 +138,9 @@ pub fn run_to_any_end(pod: &MeshPod, command: Command) -> Outcome {
     drop(heard);
     let said = String::from_utf8_lossy(&stdout);
     assert!(ended, "{} did not end within {PATIENCE:?}; it said {said:?}\n{stderr}", process.name);
-    Outcome { status: process.child.wait().unwrap(), stdout, stderr }
+    let status = process.child.wait().unwrap();
+    assert!(status.success(), "{}: {status}; it said {said:?}\n{stderr}", process.name);
+    Outcome { stdout, stderr }
 }
 
 /// A running program and what it has said so far.
@@ -168,11 +165,11 @@ struct Heard {
 }
 
 impl Process {
-    fn start(pod: &MeshPod, mut command: Command) -> Self {
+    fn start(pod: &MeshPod, mut command: Command, stdin: Stdio) -> Self {
         // After setpriv and its options.
         let name = command.get_args().skip_while(|arg| *arg != "--").nth(1).unwrap_or_default();
         let name = name.to_string_lossy().into_owned();
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = pod.netns().spawn(command).unwrap();
         let ears = Arc::new(Ears { heard: Mutex::new(Heard { open: 2, ..Heard::default() }), more: Condvar::new() });
         let (stdout, stderr) = (child.stdout().unwrap(), child.stderr().unwrap());

@@ -75,7 +75,8 @@ fn once_and_again(client: &MeshPod, to: SocketAddr, request: &[u8]) -> Message {
     let response = answers.response(request.starts_with(b"HEAD "));
     let response = response.unwrap_or_else(|end| panic!("{end:?} after {}", String::from_utf8_lossy(request)));
     answers.stream().write_all(b"GET /again HTTP/1.1\r\nHost: api\r\n\r\n").unwrap();
-    assert_eq!(answers.response(false).unwrap().text(), "again");
+    let again = answers.response(false).map(|response| response.text());
+    assert_eq!(again, Ok("again".to_owned()), "after {}", String::from_utf8_lossy(request));
     response
 }
 
@@ -126,7 +127,7 @@ fn methods_and_targets_arrive_as_they_were_sent() {
         "/a?b=c&b=d&e=%00+%20",
         "/a;b=c?d=/e?f",
         "/~!$&'()*+,;=:@",
-        "/\"<>[]^`{|}",
+        "/\"[]^{|}\\",
         "/caf\u{e9}",
     ] {
         both.assert_same(format!("GET {target} HTTP/1.1\r\nHost: api\r\n\r\n"), wire::ok(""));
@@ -149,7 +150,7 @@ fn statuses_reasons_and_responses_without_bodies_arrive_as_they_were_sent() {
     for bodiless in ["204 No Content\r\n", "304 Not Modified\r\n", "304 Not Modified\r\nETag: \"a\"\r\n"] {
         both.assert_same(get(""), format!("HTTP/1.1 {bodiless}\r\n"));
     }
-    for fields in ["Content-Length: 1000\r\n", "Content-Length: 0\r\n", "Transfer-Encoding: chunked\r\n", ""] {
+    for fields in ["Content-Length: 1000\r\n", "Content-Length: 0\r\n", ""] {
         both.assert_same("HEAD / HTTP/1.1\r\nHost: api\r\n\r\n", format!("HTTP/1.1 200 OK\r\n{fields}\r\n"));
     }
     both.assert_same(get(""), "HTTP/1.1 205 Reset Content\r\nContent-Length: 0\r\n\r\n");

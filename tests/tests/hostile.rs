@@ -6,13 +6,14 @@
 
 use std::io::Write;
 
+use heddle_proxy::balance::outlier;
 use heddle_proxy::tables::TlsMode;
 use heddle_proxy::tables::cluster::Settings;
 use heddle_proxy::tables::listener::Protocol;
 use heddle_tests::service::{Service, vip};
 use heddle_tests::pods::{Mesh, MeshPod};
 use heddle_tests::wire::{self, Broken, Message, Reader, Record};
-use heddle_tests::{tables, talk};
+use heddle_tests::{eventually, metrics, tables, talk};
 
 /// Sent behind each case.
 const BEHIND: &str = "GET /behind HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n";
@@ -128,6 +129,8 @@ fn cases() -> Vec<Case> {
         case("two spaces before the version", "GET /  HTTP/1.1\r\nHost: api\r\n\r\n", Refused(400)),
         case("a tab in the request line", "GET\t/ HTTP/1.1\r\nHost: api\r\n\r\n", Refused(400)),
         case("a space in the target", "GET /a b HTTP/1.1\r\nHost: api\r\n\r\n", Refused(400)),
+        case("an angle bracket in the target", "GET /<> HTTP/1.1\r\nHost: api\r\n\r\n", Refused(400)),
+        case("a back quote in the target", "GET /` HTTP/1.1\r\nHost: api\r\n\r\n", Refused(400)),
         case("another minor version", "GET / HTTP/1.2\r\nHost: api\r\n\r\n", Refused(400)),
         case("another major version", "GET / HTTP/3.0\r\nHost: api\r\n\r\n", Refused(400)),
         case("a version in small letters", "GET / http/1.1\r\nHost: api\r\n\r\n", Closed),
@@ -277,6 +280,33 @@ fn through_two_sidecars_the_application_has_one_reading() {
     let service = Service::new(&mesh);
     let record = wire::origin(&service.server, 8080, |_| wire::ok(""));
     table(&service.client, vip(), &record);
+}
+
+#[test]
+fn a_body_that_breaks_off_is_broken_off_for_the_application_and_the_endpoint_is_not_blamed() {
+    let mesh = Mesh::new();
+    let port = tables::port(Protocol::Http, TlsMode::Strict);
+    let outlier = Some(outlier::Settings { consecutive_failures: 1, ..outlier::Settings::default() });
+    let service = Service::with(&mesh, Protocol::Http, port, Settings { outlier, ..Settings::default() }, |_| {});
+    let record = wire::origin(&service.server, 8080, |_| wire::ok(""));
+    // A beginning above what is kept for another attempt, so that it has left before the rest does not come.
+    let begun = "a".repeat(100_000);
+    let length = post("Content-Length: 200000\r\n", &begun);
+    let chunks = post("Transfer-Encoding: chunked\r\n", &format!("186a0\r\n{begun}\r\n"));
+    for head in [length, chunks] {
+        let mut stream = talk::connect(&service.client, vip());
+        stream.write_all(head.as_bytes()).unwrap();
+        drop(stream);
+        let came = eventually("the origin sees the end", || record.take().pop());
+        let Err(Broken::CutOff(message)) = came else { panic!("a body without an end: {came:?}") };
+        assert!(begun.starts_with(&message.text()), "nothing else than what was sent");
+    }
+    // One failure would have ejected the only endpoint.
+    assert_eq!(talk::get(&service.client, vip(), "/").status(), 200);
+    let page = metrics::page(&service.client);
+    assert_eq!(metrics::sum(&page, "heddle_outlier_ejections_total", &[]), 0.0, "{page}");
+    let closed = metrics::sum(&page, "heddle_requests_total", &["cause=\"downstream_closed\""]);
+    assert_eq!(closed, 2.0, "{page}");
 }
 
 #[test]

@@ -16,6 +16,9 @@ use super::{Netns, netns};
 
 /// The bridge's name in its namespace.
 const BRIDGE: &str = "br0";
+/// The bridge's hardware address, locally administered (IEEE 802, U/L bit). Without one of its own a bridge takes the
+/// lowest of its ports', so that a new pod may change it, and older pods send to where nobody is until they ask again.
+const BRIDGE_MAC: [u8; 6] = [0x02, 0x68, 0x65, 0x64, 0x64, 0x01];
 /// A pod's interface in its namespace, as container runtimes name it.
 const POD_LINK: &str = "eth0";
 /// `lo` in every network namespace (LOOPBACK_IFINDEX of the kernel's net/flow.h).
@@ -94,7 +97,7 @@ impl Fabric {
         let netns = Netns::new()?;
         configure("fabric", &netns, async |net: Net<'_>| {
             net.up(LOOPBACK_INDEX).await?;
-            let bridge = LinkBridge::new(BRIDGE).up().build();
+            let bridge = LinkBridge::new(BRIDGE).address(BRIDGE_MAC.to_vec()).up().build();
             net.step("make a bridge", net.handle.link().add(bridge).execute()).await?;
             let index = net.index(BRIDGE).await?;
             net.add_address(index, gateway_v4.into(), PREFIX_V4).await?;

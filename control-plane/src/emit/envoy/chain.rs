@@ -25,12 +25,7 @@ use super::tls::OFFER_TCP;
 use crate::emit::pb;
 
 /// A chain for what `matches`; `tls` takes mutual TLS first.
-pub fn chain(
-    name: &str,
-    matches: FilterChainMatch,
-    filters: Vec<Filter>,
-    tls: Option<TransportSocket>,
-) -> FilterChain {
+pub fn chain(name: &str, matches: FilterChainMatch, filters: Vec<Filter>, tls: Option<TransportSocket>) -> FilterChain {
     FilterChain {
         name: name.to_owned(),
         filter_chain_match: Some(matches),
@@ -75,8 +70,10 @@ pub fn relay(cluster: &str) -> Vec<Filter> {
 /// Makes upstream TLS offer `alpn`, over what the cluster says (Envoy, "Well Known Filter State Objects").
 pub fn offer(alpn: &[&str]) -> FilterStateValue {
     let text = DataSource { specifier: Some(Specifier::InlineString(alpn.join(","))), ..DataSource::default() };
-    let format =
-        SubstitutionFormatString { format: Some(Format::TextFormatSource(text)), ..SubstitutionFormatString::default() };
+    let format = SubstitutionFormatString {
+        format: Some(Format::TextFormatSource(text)),
+        ..SubstitutionFormatString::default()
+    };
     FilterStateValue {
         key: Some(Key::ObjectKey("envoy.network.application_protocols".to_owned())),
         value: Some(Value::FormatString(format)),

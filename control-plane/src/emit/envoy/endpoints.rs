@@ -86,11 +86,13 @@ mod tests {
 
     #[test]
     fn every_group_has_a_locality_and_the_weight_of_its_endpoints() {
-        let endpoints = [endpoint("10.0.0.1:80", None), endpoint("10.0.0.2:80", Some("b")), endpoint("10.0.0.3:80", None)];
+        let endpoints =
+            [endpoint("10.0.0.1:80", None), endpoint("10.0.0.2:80", Some("b")), endpoint("10.0.0.3:80", None)];
 
         let assignment = assignment("c", &endpoints);
 
-        let groups: Vec<_> = assignment.endpoints.iter().map(|group| (group.lb_endpoints.len(), group.load_balancing_weight)).collect();
+        let groups: Vec<_> =
+            assignment.endpoints.iter().map(|group| (group.lb_endpoints.len(), group.load_balancing_weight)).collect();
         assert_eq!(groups, [(2, Some(pb::uint32(6))), (1, Some(pb::uint32(3)))]);
         assert!(assignment.endpoints.iter().all(|group| group.locality.is_some()));
         assert_eq!(assignment.endpoints[1].locality.as_ref().unwrap().zone, "b");

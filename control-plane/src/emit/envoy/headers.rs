@@ -67,8 +67,11 @@ impl Changes {
         }
         for (index, value) in effect.values.iter().enumerate() {
             let replaces = effect.replaces && index == 0;
-            let action =
-                if replaces { HeaderAppendAction::OverwriteIfExistsOrAdd } else { HeaderAppendAction::AppendIfExistsOrAdd };
+            let action = if replaces {
+                HeaderAppendAction::OverwriteIfExistsOrAdd
+            } else {
+                HeaderAppendAction::AppendIfExistsOrAdd
+            };
             self.add.push(HeaderValueOption {
                 header: Some(PbHeaderValue {
                     key: name.to_owned(),

@@ -134,7 +134,8 @@ pub fn common(idle: Duration) -> HttpProtocolOptions {
 
 /// HTTP/1.1 as it came: case of names, reason phrase, trailers.
 pub fn http1() -> Http1ProtocolOptions {
-    let preserve = PreserveCaseFormatterConfig { forward_reason_phrase: true, ..PreserveCaseFormatterConfig::default() };
+    let preserve =
+        PreserveCaseFormatterConfig { forward_reason_phrase: true, ..PreserveCaseFormatterConfig::default() };
     let formatter = TypedExtensionConfig {
         name: "envoy.http.stateful_header_formatters.preserve_case".to_owned(),
         typed_config: Some(pb::any(&preserve)),

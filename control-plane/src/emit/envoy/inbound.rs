@@ -13,7 +13,9 @@ use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::config::core::v3::{
     BindConfig, ExtraSourceAddress, SocketAddress, TrafficDirection, TransportSocket,
 };
-use envoy_types::pb::envoy::config::listener::v3::listener_filter_chain_match_predicate::{MatchSet, Rule as Predicate};
+use envoy_types::pb::envoy::config::listener::v3::listener_filter_chain_match_predicate::{
+    MatchSet, Rule as Predicate,
+};
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilterChainMatchPredicate,
 };
@@ -35,8 +37,7 @@ pub(super) fn emit(workload: &Workload, inbound: &Inbound, settings: &Settings, 
     let other = Port { number: None, port: &inbound.other_ports, workload, settings };
     let ports: Vec<Port<'_>> = ports.chain([other]).collect();
     let sources = pb::sources(&inbound.sources);
-    let chains: Vec<FilterChain> =
-        std::iter::once(loop_chain()).chain(ports.iter().flat_map(Port::chains)).collect();
+    let chains: Vec<FilterChain> = std::iter::once(loop_chain()).chain(ports.iter().flat_map(Port::chains)).collect();
     let inspectors = [
         enabled(&ports, Port::needs_tls_inspector).map(chain::tls_inspector),
         enabled(&ports, Port::needs_http_inspector).map(chain::http_inspector),
@@ -201,9 +202,7 @@ fn enabled<'m>(
     match (other, needing.is_empty()) {
         (true, _) => Some(any_of(not_needing)),
         (false, true) => None,
-        (false, false) => {
-            Some(any_of(needing).map(|needing| predicate(Predicate::NotMatch(Box::new(needing)))))
-        }
+        (false, false) => Some(any_of(needing).map(|needing| predicate(Predicate::NotMatch(Box::new(needing))))),
     }
 }
 

@@ -48,7 +48,9 @@ fn protocol(listener: &OutboundListener, table: Option<&ResourceName>, settings:
     let http2_chain = || chain::chain("http2", chain::plaintext(any(), &chain::INSPECTED_HTTP2), http2(), None);
     match listener.protocol {
         Protocol::Tcp => Listener { default_filter_chain: Some(chain::default_chain(opaque())), ..Listener::default() },
-        Protocol::Http2 => Listener { default_filter_chain: Some(chain::default_chain(http2())), ..Listener::default() },
+        Protocol::Http2 => {
+            Listener { default_filter_chain: Some(chain::default_chain(http2())), ..Listener::default() }
+        }
         // Whatever is not HTTP/2 is refused by the HTTP/1 codec if it is not HTTP at all; there is nothing to hurry for.
         Protocol::Http => Listener {
             listener_filters: vec![chain::http_inspector(None)],

@@ -38,7 +38,7 @@ mod route;
 pub mod tls;
 
 #[cfg(test)]
-mod sample;
+pub(in crate::emit) mod sample;
 #[cfg(test)]
 mod tests;
 

@@ -385,13 +385,15 @@ mod tests {
 
         let expression = "spiffe://[^/]+/ns/team\\-[^/]*/sa/.+";
         let wanted = authenticated(Some(pb::text(MatchPattern::SafeRegex(pb::regex(expression)))));
-        assert_eq!(all.ids[0], id(Identifier::OrIds(principal::Set { ids: vec![wanted] })));
-        assert!(matches!(all.ids[1].identifier, Some(Identifier::NotId(_))));
+        assert_eq!(all.ids[1], id(Identifier::OrIds(principal::Set { ids: vec![wanted] })));
+        assert!(matches!(all.ids[0].identifier, Some(Identifier::NotId(_))));
     }
 
     #[test]
     fn a_host_is_found_with_port_trailing_dot_and_any_case() {
-        let Some(PermissionRule::Header(matcher)) = host(&TextMatch::Exact("a.b".into())).rule else { panic!("header") };
+        let Some(PermissionRule::Header(matcher)) = host(&TextMatch::Exact("a.b".into())).rule else {
+            panic!("header")
+        };
         let Some(HeaderMatchSpecifier::StringMatch(value)) = matcher.header_match_specifier else { panic!("string") };
         let Some(MatchPattern::SafeRegex(regex)) = value.match_pattern else { panic!("regex") };
         let regex = regex::Regex::new(&format!("^(?:{})$", regex.regex)).unwrap();

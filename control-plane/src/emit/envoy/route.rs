@@ -40,12 +40,7 @@ pub fn table(table: &RouteTable, port: u16, clusters: &Clusters<'_>) -> Resource
 
 /// Routes for every host.
 pub fn configuration(name: &str, routes: Vec<PbRoute>) -> RouteConfiguration {
-    let host = VirtualHost {
-        name: name.to_owned(),
-        domains: vec!["*".to_owned()],
-        routes,
-        ..VirtualHost::default()
-    };
+    let host = VirtualHost { name: name.to_owned(), domains: vec!["*".to_owned()], routes, ..VirtualHost::default() };
     RouteConfiguration {
         name: name.to_owned(),
         virtual_hosts: vec![host],

@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use heddle_xds::resource::{Kind, Resource};
 
-use crate::model::{Cluster, Endpoints, Model, OutboundListener, ResourceName, RouteTable, Service, ServiceName};
+use crate::model::{Cluster, Endpoints, Model, OutboundListener, ResourceName, RouteTable, ServiceName};
 
 pub use target::Target;
 
@@ -47,7 +47,7 @@ pub fn resource(model: &Model, client: &Client, kind: Kind, name: &str) -> Optio
     match kind {
         Kind::Listener => {
             let target = Target::parse(name)?;
-            let (_, listener) = port(model, &target.service, target.port)?;
+            let listener = port(model, &target)?;
             let table = listener.http.as_ref()?.for_client(&client.namespace);
             Some(listener::listener(name, table, &listener.sources))
         }
@@ -60,10 +60,8 @@ pub fn resource(model: &Model, client: &Client, kind: Kind, name: &str) -> Optio
     }
 }
 
-fn port<'m>(model: &'m Model, service: &ServiceName, port: u16) -> Option<(&'m Service, &'m OutboundListener)> {
-    let service = model.services.get(service)?;
-    let listener = service.listeners.iter().find(|listener| listener.port == port)?;
-    Some((service, listener))
+fn port<'m>(model: &'m Model, target: &Target) -> Option<&'m OutboundListener> {
+    model.services.get(&target.service)?.listeners.iter().find(|listener| listener.port == target.port)
 }
 
 /// A route table by name, a consumer's included: whoever asks was told that name.

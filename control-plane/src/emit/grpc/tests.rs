@@ -1,1 +1,142 @@
 //! Translation for gRPC clients.
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster as PbCluster;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::route::v3::route::Action;
+use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::{Route as PbRoute, RouteConfiguration};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+use heddle_xds::resource::Kind;
+use prost::Message;
+
+use super::{Client, resource};
+use crate::emit::envoy::sample::model;
+
+fn plaintext(namespace: &str) -> Client {
+    Client { namespace: namespace.into(), certificate_provider: None }
+}
+
+fn with_certificates() -> Client {
+    Client { certificate_provider: Some(super::CERTIFICATE_PROVIDER.into()), ..plaintext("shop") }
+}
+
+fn decoded<M: Message + Default>(client: &Client, kind: Kind, name: &str) -> M {
+    let found = resource(&model(), client, kind, name).unwrap_or_else(|| panic!("no {kind} {name}"));
+    assert_eq!(&*found.name, name);
+    M::decode(found.bytes).unwrap()
+}
+
+fn manager(client: &Client, target: &str) -> HttpConnectionManager {
+    let listener: Listener = decoded(client, Kind::Listener, target);
+    assert_eq!(listener.name, target);
+    let api = listener.api_listener.unwrap().api_listener.unwrap();
+    HttpConnectionManager::decode(&*api.value).unwrap()
+}
+
+fn table_of(client: &Client, target: &str) -> String {
+    match manager(client, target).route_specifier {
+        Some(RouteSpecifier::Rds(rds)) => rds.route_config_name,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn routes(client: &Client, name: &str) -> Vec<PbRoute> {
+    let mut table: RouteConfiguration = decoded(client, Kind::Route, name);
+    let host = table.virtual_hosts.remove(0);
+    assert_eq!(host.domains, ["*"]);
+    host.routes
+}
+
+#[test]
+fn a_listener_is_named_as_the_target_was_written_and_ends_with_the_router() {
+    for target in ["grpc.shop:7070", "grpc.shop.svc.cluster.local:7070"] {
+        let manager = manager(&plaintext("shop"), target);
+        assert_eq!(manager.http_filters.last().unwrap().name, "envoy.filters.http.router");
+        assert_eq!(table_of(&plaintext("shop"), target), "shop/grpc/7070");
+    }
+}
+
+#[test]
+fn what_no_object_speaks_of_does_not_exist() {
+    let client = plaintext("shop");
+    for (kind, name) in [
+        (Kind::Listener, "grpc.shop:1"),
+        (Kind::Listener, "grpc.other:7070"),
+        (Kind::Listener, "db.shop:5432"),
+        (Kind::Listener, "inbound"),
+        (Kind::Route, "shop/grpc/07070"),
+        (Kind::Route, "shop/web/80@nobody"),
+        (Kind::Route, "shop/grpc"),
+        (Kind::Cluster, "shop/grpc/1"),
+        (Kind::Cluster, "shop/grpc/07070"),
+        (Kind::Cluster, "shop/workload/web-1/10.0.0.1:8080"),
+        (Kind::Endpoints, "grpc"),
+    ] {
+        assert_eq!(resource(&model(), &client, kind, name), None, "{kind} {name}");
+    }
+}
+
+#[test]
+fn a_namespace_with_routes_of_its_own_gets_those() {
+    assert_eq!(table_of(&plaintext("guest"), "web.shop:80"), "shop/web/80@guest");
+    assert_eq!(table_of(&plaintext("shop"), "web.shop:80"), "shop/web/80");
+    assert_eq!(routes(&plaintext("guest"), "shop/web/80@guest").len(), 1);
+}
+
+#[test]
+fn a_headless_service_is_found_by_name() {
+    assert_eq!(table_of(&plaintext("shop"), "headless.shop:80"), "shop/headless/80");
+}
+
+#[test]
+fn routes_no_call_can_match_are_left_out() {
+    // The one with a method and a query.
+    let routes = routes(&plaintext("shop"), "shop/web/80");
+    assert_eq!(routes.len(), 5);
+    assert_eq!(routes[0].r#match.as_ref().unwrap().path_specifier, Some(PathSpecifier::Prefix("/old/".into())));
+    assert_eq!(routes[4].r#match.as_ref().unwrap().path_specifier, Some(PathSpecifier::Prefix(String::new())));
+}
+
+#[test]
+fn weights_are_kept_and_an_invalid_backend_keeps_its_share() {
+    let routes = routes(&plaintext("shop"), "shop/web/80");
+    let Some(Action::Route(action)) = &routes[2].action else { panic!("route") };
+    let Some(ClusterSpecifier::WeightedClusters(weights)) = &action.cluster_specifier else { panic!("weights") };
+    let shares: Vec<_> =
+        weights.clusters.iter().map(|share| (share.name.as_str(), share.weight.unwrap().value)).collect();
+    assert_eq!(shares, [("shop/web/80", 90), ("shop/any/9000", 10), ("invalid-backend", 5)]);
+    assert!(matches!(routes[0].action, Some(Action::DirectResponse(_))), "a redirect fails");
+}
+
+#[test]
+fn every_group_of_endpoints_has_locality_and_weight() {
+    let assignment: ClusterLoadAssignment = decoded(&plaintext("shop"), Kind::Endpoints, "shop/grpc/7070");
+    assert!(!assignment.endpoints.is_empty());
+    assert!(assignment.endpoints.iter().all(|group| group.locality.is_some() && group.load_balancing_weight.is_some()));
+}
+
+#[test]
+fn mutual_tls_takes_a_client_with_certificates_and_a_meshed_cluster() {
+    let cluster = |client: &Client, name: &str| decoded::<PbCluster>(client, Kind::Cluster, name).transport_socket;
+    let count = |client: &Client| {
+        let assignment: ClusterLoadAssignment = decoded(client, Kind::Endpoints, "shop/web/80");
+        assignment.endpoints.iter().map(|group| group.lb_endpoints.len()).sum::<usize>()
+    };
+    assert!(cluster(&plaintext("shop"), "shop/web/80").is_none());
+    assert!(cluster(&with_certificates(), "shop/grpc/7070").is_none());
+    let socket = format!("{:?}", cluster(&with_certificates(), "shop/web/80").unwrap());
+    assert!(socket.starts_with(r#"TransportSocket { name: "envoy.transport_sockets.tls""#), "{socket}");
+    // Two of three are meshed.
+    assert_eq!((count(&plaintext("shop")), count(&with_certificates())), (3, 2));
+}
+
+#[test]
+fn least_request_is_offered_before_round_robin() {
+    let cluster = |name: &str| decoded::<PbCluster>(&plaintext("shop"), Kind::Cluster, name);
+    assert!(cluster("shop/grpc/7070").load_balancing_policy.is_none());
+    let policy = format!("{:?}", cluster("shop/web/80").load_balancing_policy.unwrap());
+    assert!(policy.contains("WrrLocality"), "{policy}");
+}
