@@ -20,7 +20,7 @@ use heddle_xds::resource::{INBOUND, Kind, Resource, parse_outbound};
 use tokio::sync::watch;
 
 use crate::emit::index::Destination;
-use crate::emit::{Index, grpc, heddle};
+use crate::emit::{self, Index, grpc};
 use crate::model::{Model, ServiceName, SpiffeId, WorkloadName};
 use crate::objects::Touched;
 use crate::translate::Translation;
@@ -110,7 +110,7 @@ impl Publisher {
         if let Some(found) = self.cache().find(snapshot.generation, client, kind, name) {
             return Some(found);
         }
-        let resource = heddle::lookup(snapshot.model(), &snapshot.index, client, kind, name)?;
+        let resource = emit::heddle::lookup(snapshot.model(), &snapshot.index, client, kind, name)?;
         let published = Published { resource, since: snapshot.changed_at };
         let (key, own) = key(snapshot, client, kind, name);
         self.cache().add(snapshot.generation, key, own, published.clone());

@@ -77,7 +77,10 @@ fn rust_files(place: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(place) else { return };
     for entry in entries {
         let path = entry.unwrap().path();
-        if path.is_dir() || path.extension().is_some_and(|extension| extension == "rs") {
+        let is_code = path.extension().is_some_and(|extension| extension == "rs");
+        // A file called so is a test module whole.
+        let is_test = path.file_name().is_some_and(|name| name == "tests.rs");
+        if path.is_dir() || (is_code && !is_test) {
             rust_files(&path, found);
         }
     }

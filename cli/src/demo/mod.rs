@@ -44,11 +44,21 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     let interrupted = Interrupted::default();
     interrupted.listen()?;
     let mesh = mesh::Mesh::start(&own, args.workers, entered == Entered::UserNamespace, &interrupted)?;
+    screen::watch(&mesh, Some(screen::INTERLUDE), &interrupted);
     let told = story::tell(&mesh, &interrupted);
-    if told.is_ok() && !args.once && !interrupted.is_set() {
-        screen::watch(&mesh, args.keep, &interrupted);
+    if interrupted.is_set() {
+        screen::say("\nInterrupted; nothing is left behind.");
+        anyhow::ensure!(!args.once, "interrupted before every step was observed");
+        return Ok(());
     }
-    told
+    told?;
+    if args.keep {
+        screen::invite(&mesh);
+        screen::watch(&mesh, None, &interrupted);
+    } else if !args.once {
+        screen::watch(&mesh, Some(screen::INTERLUDE), &interrupted);
+    }
+    Ok(())
 }
 
 /// Whether Ctrl-C was pressed; everything that waits looks at it.

@@ -11,8 +11,8 @@ use super::observe::{Edge, Reading};
 
 /// How often the live table is drawn.
 const REDRAW: Duration = Duration::from_secs(1);
-/// How long the mesh is watched after the story when nobody asked to keep it.
-const EPILOGUE: Duration = Duration::from_secs(10);
+/// How long the mesh is watched before the story, and after it when nobody asked to keep it.
+pub const INTERLUDE: Duration = Duration::from_secs(5);
 
 /// A step of the story begins.
 pub fn step(number: usize, title: &str) {
@@ -64,24 +64,23 @@ pub fn table(edges: &[Edge]) {
     }
 }
 
-/// Shows the mesh live until Ctrl-C, or for a while.
-pub fn watch(mesh: &Mesh, keep: bool, interrupted: &Interrupted) {
-    if keep {
-        say("\nThe mesh keeps running; Ctrl-C ends it. In another terminal, as this user:");
-        say(&format!("  manifests  {}", mesh.files.manifests().display()));
-        say(&format!(
-            "  control plane  nsenter --net={} curl -s localhost:15014/metrics",
-            mesh.fabric_path().display()
-        ));
-        for (name, path) in mesh.pod_paths() {
-            say(&format!("  {name:<13}  nsenter --net={} curl -s localhost:15020/metrics", path.display()));
-        }
+/// Where to look while the mesh keeps running.
+pub fn invite(mesh: &Mesh) {
+    say("\nThe mesh keeps running; Ctrl-C ends it. In another terminal, as this user:");
+    say(&format!("  manifests      {}", mesh.files.manifests().display()));
+    say(&format!("  control plane  nsenter --net={} curl -s localhost:15014/status", mesh.fabric_path().display()));
+    for (name, path) in mesh.pod_paths() {
+        say(&format!("  {name:<13}  nsenter --net={} curl -s localhost:15020/metrics", path.display()));
     }
+}
+
+/// Shows the mesh live for a while, or until Ctrl-C.
+pub fn watch(mesh: &Mesh, limit: Option<Duration>, interrupted: &Interrupted) {
     let begun = Instant::now();
     let live = std::io::stdout().is_terminal();
     let mut before = Reading::take(mesh);
     let mut drawn = 0;
-    while !interrupted.is_set() && (keep || begun.elapsed() < EPILOGUE) {
+    while !interrupted.is_set() && limit.is_none_or(|limit| begun.elapsed() < limit) {
         std::thread::sleep(REDRAW);
         let now = Reading::take(mesh);
         let edges = now.edges_since(&before);

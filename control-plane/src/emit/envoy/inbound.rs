@@ -27,17 +27,19 @@ use heddle_xds::resource::{INBOUND, Kind, Resource};
 
 use super::http::{Manager, Side};
 use super::outbound::NOWHERE;
-use super::{INBOUND_PORT, Out, Settings, chain, cluster, families, family_name, rbac, route, tls};
+use super::{INBOUND_PORT, OUTBOUND_PORT, Out, Settings, chain, cluster, families, family_name, rbac, route, tls};
 use crate::emit::pb;
 use crate::model::{Inbound, InboundPort, Protocol, ResourceName, Route, ServiceName, TlsMode, Workload};
 
 /// Adds the listener of each family of `workload` and a cluster for each port.
 pub(super) fn emit(workload: &Workload, inbound: &Inbound, settings: &Settings, out: &mut Out) {
-    let ports = inbound.ports.iter().map(|(number, port)| Port { number: Some(*number), port, workload, settings });
+    let known = inbound.ports.iter().filter(|(number, _)| !OURS.contains(number));
+    let ports = known.map(|(number, port)| Port { number: Some(*number), port, workload, settings });
     let other = Port { number: None, port: &inbound.other_ports, workload, settings };
     let ports: Vec<Port<'_>> = ports.chain([other]).collect();
     let sources = pb::sources(&inbound.sources);
-    let chains: Vec<FilterChain> = std::iter::once(loop_chain()).chain(ports.iter().flat_map(Port::chains)).collect();
+    let chains: Vec<FilterChain> =
+        OURS.map(loop_chain).into_iter().chain(ports.iter().flat_map(Port::chains)).collect();
     let inspectors = [
         enabled(&ports, Port::needs_tls_inspector).map(chain::tls_inspector),
         enabled(&ports, Port::needs_http_inspector).map(chain::http_inspector),
@@ -180,11 +182,11 @@ impl Port<'_> {
     }
 }
 
-/// A connection to this very port that was not redirected.
-fn loop_chain() -> FilterChain {
-    let port = Some(pb::uint32(u32::from(INBOUND_PORT)));
-    let matches = FilterChainMatch { destination_port: port, ..FilterChainMatch::default() };
-    chain::chain("loop", matches, chain::relay(NOWHERE), None)
+/// A connection for a listener of ours, redirected or not.
+fn loop_chain(port: u16) -> FilterChain {
+    let destination_port = Some(pb::uint32(u32::from(port)));
+    let matches = FilterChainMatch { destination_port, ..FilterChainMatch::default() };
+    chain::chain(&format!("loop-{port}"), matches, chain::relay(NOWHERE), None)
 }
 
 /// For a listener filter that only some ports need: where it is switched off (`None`: nowhere). An outer `None`: no port
@@ -247,6 +249,8 @@ fn source(address: IpAddr) -> SocketAddress {
     }
 }
 
+/// An object that declares these for the application cannot be meant.
+const OURS: [u16; 2] = [INBOUND_PORT, OUTBOUND_PORT];
 /// What is negotiated with a sidecar; of each offered list one is here.
 const NEGOTIATED: [&str; 3] = ["h2", "http/1.1", "heddle-tcp"];
 /// Source of connections to the application, which capture leaves alone.

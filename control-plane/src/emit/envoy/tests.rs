@@ -383,15 +383,32 @@ fn zz_dump() {
     let settings = super::Settings { identity_directory: "/tmp/envoy/id".into(), ..super::Settings::default() };
     let mut m = model();
     let at = |s: &mut Service, addr: &str| {
-        for (n, c) in &mut s.clusters { c.identities = vec![sample::identity("web")]; c.settings.upstream_http = UpstreamHttp::AsDownstream;
-            let e = Endpoint { address: addr.parse().unwrap(), mtls: Some(sample::identity("web")), weight: 1, draining: false, workload: None, locality: None };
+        for (n, c) in &mut s.clusters {
+            c.identities = vec![sample::identity("web")];
+            c.settings.upstream_http = UpstreamHttp::AsDownstream;
+            let e = Endpoint {
+                address: addr.parse().unwrap(),
+                mtls: Some(sample::identity("web")),
+                weight: 1,
+                draining: false,
+                workload: None,
+                locality: None,
+            };
             s.endpoints.insert(n.clone(), Endpoints { name: n.clone(), endpoints: vec![e] });
         }
     };
-    for (n, addr) in [("web", "10.0.0.1:8080"), ("any", "10.0.0.1:9000"), ("grpc", "10.0.0.1:7070"), ("db", "10.0.0.1:5432"), ("headless", "10.0.0.1:8080")] {
+    for (n, addr) in [
+        ("web", "10.0.0.1:8080"),
+        ("any", "10.0.0.1:9000"),
+        ("grpc", "10.0.0.1:7070"),
+        ("db", "10.0.0.1:5432"),
+        ("headless", "10.0.0.1:8080"),
+    ] {
         let mut s = (*m.services[&sample::service(n)]).clone();
         at(&mut s, addr);
-        if n == "any" { s.listeners[0].addresses = vec!["10.96.0.4:9000".parse().unwrap()]; }
+        if n == "any" {
+            s.listeners[0].addresses = vec!["10.96.0.4:9000".parse().unwrap()];
+        }
         m.services.insert(s.name.clone(), s.into());
     }
     let mut h2 = (*m.services[&sample::service("headless")]).clone();
@@ -403,16 +420,60 @@ fn zz_dump() {
     let mut w = web_1();
     w.addresses.pop();
     let t = |s: &str| TextMatch::Prefix(s.into());
-    let deny = Policy { name: "shop/no".into(), dry_run: false, rules: vec![PolicyRule { to: vec![Operation { paths: vec![t("/admin")], ..Default::default() }], from: vec![] }] };
-    let allow = Policy { name: "shop/yes".into(), dry_run: false, rules: vec![PolicyRule { to: vec![], from: vec![Principals { namespaces: vec![TextMatch::Exact("shop".into())], ip_blocks: vec!["10.0.0.0/8".parse().unwrap()], ..Default::default() }] }] };
+    let deny = Policy {
+        name: "shop/no".into(),
+        dry_run: false,
+        rules: vec![PolicyRule {
+            to: vec![Operation { paths: vec![t("/admin")], ..Default::default() }],
+            from: vec![],
+        }],
+    };
+    let allow = Policy {
+        name: "shop/yes".into(),
+        dry_run: false,
+        rules: vec![PolicyRule {
+            to: vec![],
+            from: vec![Principals {
+                namespaces: vec![TextMatch::Exact("shop".into())],
+                ip_blocks: vec!["10.0.0.0/8".parse().unwrap()],
+                ..Default::default()
+            }],
+        }],
+    };
     let set = PolicySet { deny: vec![deny.into()], allow: vec![allow.into()] };
     let i = w.inbound.as_mut().unwrap();
-    for (p, port) in &mut i.ports { port.policies = if *p == 8080 { set.clone() } else { Default::default() } }
+    for (p, port) in &mut i.ports {
+        port.policies = if *p == 8080 { set.clone() } else { Default::default() }
+    }
     m.workloads.insert(w.name.clone(), w.clone().into());
     for (kind, list) in resources(&m, &w, &settings) {
         for r in list {
             let name = r.name.bytes().map(|b| format!("{b:02x}")).collect::<String>();
             std::fs::write(format!("{dir}/{}.{name}", kind.short_name()), &r.bytes).unwrap();
         }
+    }
+    let c = crate::emit::grpc::Client::default();
+    for (k, n) in [
+        (Kind::Listener, "grpc.shop:7070"),
+        (Kind::Listener, "headless.shop.svc.cluster.local:80"),
+        (Kind::Listener, "web.shop:80"),
+        (Kind::Route, "shop/grpc/7070"),
+        (Kind::Route, "shop/headless/80"),
+        (Kind::Route, "shop/web/80"),
+        (Kind::Cluster, "shop/web/80"),
+        (Kind::Cluster, "invalid-backend"),
+        (Kind::Endpoints, "invalid-backend"),
+        (Kind::Endpoints, "shop/web/80"),
+        (Kind::Cluster, "shop/any/9000"),
+        (Kind::Endpoints, "shop/any/9000"),
+        (Kind::Cluster, "shop/grpc/7070"),
+        (Kind::Cluster, "shop/headless/80"),
+        (Kind::Endpoints, "shop/grpc/7070"),
+        (Kind::Endpoints, "shop/headless/80"),
+    ] {
+        let r = crate::emit::grpc::resource(&m, &c, k, n).unwrap();
+        let name = n.bytes().map(|b| format!("{b:02x}")).collect::<String>();
+        std::fs::create_dir_all(format!("{dir}-grpc")).unwrap();
+        std::fs::write(format!("{dir}-grpc/{}.{name}", k.short_name()), &r.bytes).unwrap();
     }
 }

@@ -47,6 +47,19 @@ pub fn cluster(cluster: &Cluster, client: &Client) -> Resource {
     Resource::encode(cluster.name.shared(), &message, pb::sources(&cluster.sources))
 }
 
+/// The cluster of invalid backends. A name that does not exist would hold up every call of the route table until gRPC
+/// believes it (15 s); this one exists and has no endpoints.
+pub fn nowhere() -> Resource {
+    let message = PbCluster {
+        name: envoy::NO_CLUSTER.to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
+        eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(pb::ads()), service_name: String::new() }),
+        lb_policy: LbPolicy::RoundRobin as i32,
+        ..PbCluster::default()
+    };
+    Resource::encode(envoy::NO_CLUSTER, &message, [])
+}
+
 /// The certificate provider by which `client` speaks mutual TLS to `cluster`, if both can.
 pub fn mutual_tls<'c>(cluster: &Cluster, client: &'c Client) -> Option<&'c str> {
     client.certificate_provider.as_deref().filter(|_| !cluster.identities.is_empty())

@@ -13,3 +13,8 @@ pub fn resource(cluster: &Cluster, endpoints: &Endpoints, client: &Client) -> Re
     let message = envoy::endpoints::assignment(endpoints.name.as_str(), some);
     Resource::encode(endpoints.name.shared(), &message, [])
 }
+
+/// Those of invalid backends.
+pub fn none() -> Resource {
+    Resource::encode(envoy::NO_CLUSTER, &envoy::endpoints::assignment(envoy::NO_CLUSTER, []), [])
+}

@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use heddle_xds::resource::{Kind, Resource};
 
+use crate::emit::envoy;
 use crate::model::{Cluster, Endpoints, Model, OutboundListener, ResourceName, RouteTable, ServiceName};
 
 pub use target::Target;
@@ -52,6 +53,8 @@ pub fn resource(model: &Model, client: &Client, kind: Kind, name: &str) -> Optio
             Some(listener::listener(name, table, &listener.sources))
         }
         Kind::Route => Some(route::table(table(model, name)?)),
+        Kind::Cluster if name == envoy::NO_CLUSTER => Some(cluster::nowhere()),
+        Kind::Endpoints if name == envoy::NO_CLUSTER => Some(endpoints::none()),
         Kind::Cluster => Some(cluster::cluster(cluster(model, name)?.0, client)),
         Kind::Endpoints => {
             let (cluster, endpoints) = cluster(model, name)?;

@@ -112,6 +112,14 @@ fn weights_are_kept_and_an_invalid_backend_keeps_its_share() {
 }
 
 #[test]
+fn the_cluster_of_invalid_backends_exists_and_has_no_endpoints() {
+    let cluster: PbCluster = decoded(&plaintext("shop"), Kind::Cluster, "invalid-backend");
+    assert!(cluster.eds_cluster_config.is_some());
+    let assignment: ClusterLoadAssignment = decoded(&plaintext("shop"), Kind::Endpoints, "invalid-backend");
+    assert!(assignment.endpoints.is_empty());
+}
+
+#[test]
 fn every_group_of_endpoints_has_locality_and_weight() {
     let assignment: ClusterLoadAssignment = decoded(&plaintext("shop"), Kind::Endpoints, "shop/grpc/7070");
     assert!(!assignment.endpoints.is_empty());
