@@ -52,7 +52,7 @@ pub fn resource(model: &Model, client: &Client, kind: Kind, name: &str) -> Optio
             let table = listener.http.as_ref()?.for_client(&client.namespace);
             Some(listener::listener(name, table, &listener.sources))
         }
-        Kind::Route => Some(route::table(table(model, name)?)),
+        Kind::Route => Some(route::table(table(model, client, name)?)),
         Kind::Cluster if name == envoy::NO_CLUSTER => Some(cluster::nowhere()),
         Kind::Endpoints if name == envoy::NO_CLUSTER => Some(endpoints::none()),
         Kind::Cluster => Some(cluster::cluster(cluster(model, name)?.0, client)),
@@ -67,13 +67,16 @@ fn port<'m>(model: &'m Model, target: &Target) -> Option<&'m OutboundListener> {
     model.services.get(&target.service)?.listeners.iter().find(|listener| listener.port == target.port)
 }
 
-/// A route table by name, a consumer's included: whoever asks was told that name.
-fn table<'m>(model: &'m Model, name: &str) -> Option<&'m RouteTable> {
+/// A route table by name; routes a namespace brought itself are for its own clients only.
+fn table<'m>(model: &'m Model, client: &Client, name: &str) -> Option<&'m RouteTable> {
     let (service, rest) = split(name)?;
     let service = model.services.get(&service)?;
     let key = match rest.split_once('@') {
         None => ResourceName::service_port(&service.name, rest.parse().ok()?),
-        Some((port, client)) => ResourceName::consumer(&service.name, port.parse().ok()?, client),
+        Some((port, namespace)) if namespace == &*client.namespace => {
+            ResourceName::consumer(&service.name, port.parse().ok()?, namespace)
+        }
+        Some(_) => return None,
     };
     // A second spelling of the port (`080`) is no name.
     service.routes.get(&key).filter(|table| table.name.as_str() == name)

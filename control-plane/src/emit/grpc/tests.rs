@@ -84,6 +84,7 @@ fn a_namespace_with_routes_of_its_own_gets_those() {
     assert_eq!(table_of(&plaintext("guest"), "web.shop:80"), "shop/web/80@guest");
     assert_eq!(table_of(&plaintext("shop"), "web.shop:80"), "shop/web/80");
     assert_eq!(routes(&plaintext("guest"), "shop/web/80@guest").len(), 1);
+    assert_eq!(resource(&model(), &plaintext("shop"), Kind::Route, "shop/web/80@guest"), None);
 }
 
 #[test]
