@@ -15,7 +15,7 @@ use crate::capture::{self, CaptureArgs};
 use crate::config::{Config, DrainArgs};
 use crate::drain::Phase;
 use crate::link;
-use crate::logging;
+use crate::logging::{self, LogFormat};
 use crate::tables::Tables;
 use crate::worker::Shared;
 
@@ -42,7 +42,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Capture(args) => Ok(capture::run(&args)?),
         Command::Drain(args) => drain(&args),
         Command::Agent(args) => {
-            logging::start("info", false)?;
+            logging::start("info", LogFormat::Text)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             Ok(runtime.block_on(agent::run(*args))?)
         }
@@ -50,7 +50,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn sidecar(config: Config) -> anyhow::Result<()> {
-    logging::start(&config.log, config.log_json)?;
+    logging::start(&config.log, config.log_format)?;
     let sidecar = app::start(config, Tables::default())?;
     let shared = sidecar.shared.clone();
     link::start(sidecar)?;

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::identity::IdentityConfig;
+use crate::logging::LogFormat;
 use crate::metrics::AccessLogFormat;
 
 /// Settings of `heddle-proxy run`. Each flag can be given as the environment variable named beside it.
@@ -43,9 +44,9 @@ pub struct Config {
     /// Filter of the log, in the syntax of `tracing`: `info`, `heddle_proxy=debug`.
     #[arg(long, env = "HEDDLE_LOG", default_value = "info")]
     pub log: String,
-    /// Log as JSON.
-    #[arg(long, env = "HEDDLE_LOG_JSON")]
-    pub log_json: bool,
+    /// How it is logged, on standard error.
+    #[arg(long, env = "HEDDLE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
     /// Who this workload is.
     #[command(flatten)]
     pub identity: IdentityConfig,
@@ -73,7 +74,7 @@ impl Default for Config {
             mark: None,
             access_log: AccessLogFormat::Off,
             log: "info".to_owned(),
-            log_json: false,
+            log_format: LogFormat::Text,
             identity: IdentityConfig::default(),
             drain_seconds: DEFAULT_DRAIN_SECONDS,
             max_connections: DEFAULT_MAX_CONNECTIONS,

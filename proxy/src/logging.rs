@@ -2,17 +2,29 @@
 
 use std::sync::OnceLock;
 
+use clap::ValueEnum;
+use serde::Serialize;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
 /// Begins logging with `filter`, in `tracing`'s syntax. A second call changes the filter only.
 ///
 /// # Errors
 /// If the filter cannot be read.
-pub fn start(filter: &str, json: bool) -> Result<(), Error> {
+pub fn start(filter: &str, format: LogFormat) -> Result<(), Error> {
     let parsed = EnvFilter::try_new(filter)?;
     let (layer, handle) = reload::Layer::new(parsed);
     if FILTER.set(handle).is_err() {
@@ -20,10 +32,9 @@ pub fn start(filter: &str, json: bool) -> Result<(), Error> {
     }
     let registry = tracing_subscriber::registry().with(layer);
     // An embedding program may have begun a log of its own; it stays.
-    let _ = if json {
-        registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()
-    } else {
-        registry.with(fmt::layer().with_writer(std::io::stderr)).try_init()
+    let _ = match format {
+        LogFormat::Text => registry.with(fmt::layer().with_writer(std::io::stderr)).try_init(),
+        LogFormat::Json => registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init(),
     };
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::balance::breaker::{self, Kind, Permit};
 use crate::balance::{self, Nothing, outlier};
@@ -11,11 +11,14 @@ use crate::http::error::{Cause, Error};
 use crate::metrics::TcpRecord;
 use crate::relay;
 use crate::stream::Stream;
-use crate::tables::cluster::{Cluster, DEFAULT_CONNECT_TIMEOUT, Endpoint};
+use crate::tables::cluster::{Cluster, Endpoint};
 use crate::tls::Alpn;
 use crate::upstream::Towards;
 use crate::worker::Worker;
 
+/// How long a host outside the mesh has to answer. Chosen: what works without a mesh must work with it; Linux itself gives
+/// up after about two minutes (`tcp_syn_retries`), and few applications wait for a minute.
+const OUTSIDE_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Further endpoints that are tried when one cannot be reached, as for requests.
 const MAX_RETRIES: usize = 2;
 
@@ -76,7 +79,7 @@ fn pick(worker: &Worker, cluster: &Cluster, tried: &[u64]) -> Result<Arc<Endpoin
 /// If it cannot be reached.
 pub async fn dial_outside(worker: &Worker, address: SocketAddr) -> Result<Stream, Error> {
     let connect = worker.shared.dialer.tcp(address, Towards::Network);
-    match tokio::time::timeout(DEFAULT_CONNECT_TIMEOUT, connect).await {
+    match tokio::time::timeout(OUTSIDE_CONNECT_TIMEOUT, connect).await {
         Ok(Ok(stream)) => Ok(stream.into()),
         Ok(Err(error)) => Err(Error::new(Cause::ConnectRefused, error)),
         Err(_) => Err(Cause::ConnectTimeout.into()),
@@ -109,6 +112,8 @@ pub async fn relay_streams(
     mut record: TcpRecord,
     revoked: impl Future<Output = Cause>,
 ) {
+    client.keep_alive();
+    server.keep_alive();
     let ended = tokio::select! {
         ended = relay::both_ways(&mut client, &mut server, &record) => ended.map_err(|_| Cause::ResetAfterResponse),
         cause = revoked => Err(cause),

@@ -6,8 +6,10 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
@@ -75,7 +77,14 @@ impl Stream {
     /// Makes a later close a RST.
     pub fn reset_on_close(&mut self) {
         // Fails only on a socket that is already gone.
-        let _ = self.tcp().map(|tcp| socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO)));
+        let _ = self.tcp().map(|tcp| SockRef::from(tcp).set_linger(Some(Duration::ZERO)));
+    }
+
+    /// Lets the kernel find out that the other end is gone: opaque connections may be silent for ever.
+    pub fn keep_alive(&self) {
+        let probes = TcpKeepalive::new().with_time(KEEP_ALIVE_IDLE).with_interval(KEEP_ALIVE_INTERVAL);
+        // Fails only on a socket that is already gone.
+        let _ = self.tcp().map(|tcp| SockRef::from(tcp).set_tcp_keepalive(&probes));
     }
 
     fn tcp(&self) -> Option<&TcpStream> {
@@ -157,3 +166,7 @@ impl AsyncWrite for Stream {
 
 /// Read at a time while detecting: a request line or a ClientHello with ML-KEM (1.7 KiB) in one go.
 const READ_AHEAD_BYTES: usize = 4 * 1024;
+/// Silence before the first probe. Chosen: below the 5 min after which many NATs and firewalls forget a connection.
+const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(240);
+/// Between two probes; Linux gives up after nine (`tcp_keepalive_probes`).
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);

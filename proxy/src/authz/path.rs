@@ -15,7 +15,7 @@ impl Readings {
     /// slashes are one, dot segments are resolved (§5.2.4), and so is a dot segment followed by `;parameters`.
     pub fn of(path: &str) -> Self {
         let escaped_slash = has_escaped_slash(path);
-        let literal = escaped_slash.then(|| normalise(path, |segment| decode(segment)));
+        let literal = escaped_slash.then(|| normalise(path, decode));
         let slash = normalise(&decode(path), str::to_owned);
         Self { literal: literal.filter(|literal| *literal != slash), slash }
     }

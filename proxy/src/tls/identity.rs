@@ -57,9 +57,12 @@ pub struct Held {
     identity: Identity,
     roots: Arc<Bundle>,
     server: Arc<ServerConfig>,
-    clients: Mutex<HashMap<(Arc<[Arc<str>]>, Alpn), Arc<ClientConfig>>>,
+    clients: Mutex<HashMap<ClientKey, Arc<ClientConfig>>>,
     handshakes: AtomicU64,
 }
+
+/// Whom a client configuration expects, and what it carries.
+type ClientKey = (Arc<[Arc<str>]>, Alpn);
 
 impl Held {
     /// The certificate.
