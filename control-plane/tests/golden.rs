@@ -1,4 +1,6 @@
-//! Objects → model → status, as golden YAML: one folder below `tests/golden` per behaviour.
+//! Objects → model → xDS → status, as golden YAML: one folder below `tests/golden` per behaviour.
+//!
+//! `xds.yaml` shows each resource in the sidecar's own dialect as its protobuf reads, fields at their default left out.
 //!
 //! `UPDATE_GOLDEN=1 cargo test -p heddle-control-plane --test golden` writes what is made now; read the difference
 //! before it is committed.
@@ -9,10 +11,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use heddle_control_plane::model::{Egress, Mesh};
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use heddle_control_plane::emit;
+use heddle_control_plane::model::{Egress, Mesh, Model};
 use heddle_control_plane::objects::Objects;
 use heddle_control_plane::source::manifest;
 use heddle_control_plane::translate::{self, DEFAULT_ROOT_NAMESPACE, Settings};
+use heddle_xds::resource::{Kind, Resource};
+use prost::Message;
 use serde::Serialize;
 
 fn settings() -> Settings {
@@ -44,11 +53,91 @@ fn yaml(value: &impl Serialize) -> String {
 fn made(case: &Path) -> Vec<(&'static str, String)> {
     let translation = translate::all(&objects(case), &settings());
     let statuses: BTreeMap<_, _> = translation.statuses.iter().map(|(key, status)| (key.to_string(), status)).collect();
-    vec![("model.yaml", yaml(&translation.model)), ("status.yaml", yaml(&statuses))]
+    vec![
+        ("model.yaml", yaml(&translation.model)),
+        ("xds.yaml", yaml(&resources(&translation.model))),
+        ("status.yaml", yaml(&statuses)),
+    ]
+}
+
+/// One resource, readable.
+#[derive(Serialize)]
+struct Shown {
+    kind: String,
+    name: String,
+    message: String,
+}
+
+/// Every resource some sidecar would get, as a client in a namespace of no routes gets it, then what differs for others.
+fn resources(model: &Model) -> Vec<Shown> {
+    let mut all = Vec::new();
+    let services = model.services.values();
+    for service in services {
+        for listener in &service.listeners {
+            let consumers = listener.http.iter().flat_map(|http| http.consumers.keys().map(|namespace| &**namespace));
+            for namespace in std::iter::once("").chain(consumers) {
+                for address in &listener.addresses {
+                    let mut shown =
+                        show::<Listener>(Kind::Listener, &emit::heddle::listener(listener, *address, namespace));
+                    if !namespace.is_empty() {
+                        shown.name = format!("{} for clients in {namespace}", shown.name);
+                    }
+                    all.push(shown);
+                }
+            }
+        }
+        all.extend(
+            service.routes.values().map(|it| show::<RouteConfiguration>(Kind::Route, &emit::heddle::route_table(it))),
+        );
+        all.extend(service.clusters.values().map(|it| show::<Cluster>(Kind::Cluster, &emit::heddle::cluster(it))));
+        let endpoints = service.endpoints.values();
+        all.extend(endpoints.map(|it| show::<ClusterLoadAssignment>(Kind::Endpoints, &emit::heddle::endpoints(it))));
+    }
+    for workload in model.workloads.values() {
+        let inbound = emit::heddle::inbound(workload);
+        all.extend(inbound.map(|inbound| {
+            let shown = show::<Listener>(Kind::Listener, &inbound);
+            Shown { name: format!("{} of {}", shown.name, workload.name), ..shown }
+        }));
+    }
+    all
+}
+
+fn show<M: Message + Default + std::fmt::Debug>(kind: Kind, resource: &Resource) -> Shown {
+    let message = format!("{:#?}", M::decode(resource.bytes.clone()).unwrap());
+    let message = bytes_as_text(&message);
+    let lines = message.lines().filter(|line| !is_default(line));
+    Shown {
+        kind: kind.short_name().to_owned(),
+        name: resource.name.to_string(),
+        message: lines.collect::<Vec<_>>().join("\n"),
+    }
+}
+
+/// A packed message is one line, its bytes escaped, instead of a number a line.
+fn bytes_as_text(message: &str) -> String {
+    let mut text = String::new();
+    let mut lines = message.lines();
+    while let Some(line) = lines.next() {
+        let packed = line.strip_suffix("value: [").map(|indent| {
+            let bytes: Vec<u8> =
+                lines.by_ref().map_while(|number| number.trim().trim_end_matches(',').parse().ok()).collect();
+            format!("{indent}value: b\"{}\"", bytes.escape_ascii())
+        });
+        text.push_str(packed.as_deref().unwrap_or(line));
+        text.push('\n');
+    }
+    text
+}
+
+/// A field at protobuf's default, as `Debug` writes it.
+fn is_default(line: &str) -> bool {
+    let value = line.split_once(": ").map(|(_, value)| value.trim_end_matches(','));
+    matches!(value, Some("None" | "[]" | "{}" | "false" | "0" | "0.0" | "\"\"" | "b\"\""))
 }
 
 #[test]
-fn objects_become_the_model_and_the_statuses_that_were_reviewed() {
+fn objects_become_the_model_the_resources_and_the_statuses_that_were_reviewed() {
     let update = std::env::var_os("UPDATE_GOLDEN").is_some();
     let mut differing = Vec::new();
     for case in cases() {
@@ -82,7 +171,7 @@ fn there_are_at_least_forty_cases_and_each_is_whole() {
     let cases = cases();
     assert!(cases.len() >= 40, "{} cases", cases.len());
     for case in cases {
-        for name in ["objects.yaml", "model.yaml", "status.yaml"] {
+        for name in ["objects.yaml", "model.yaml", "xds.yaml", "status.yaml"] {
             assert!(case.join(name).is_file(), "{} has no {name}", case.display());
         }
     }

@@ -39,7 +39,7 @@ pub(super) fn emit(model: &Model, workload: &Workload, settings: &Settings, out:
         out.add(Kind::Listener, Resource::encode(name, &message, []));
     }
     let limits = ClusterSettings::default();
-    for (identity, _) in &others {
+    for identity in others.keys() {
         let peer = identity.as_ref().map(|identity| (identity, settings));
         let message = cluster::original_dst(&other_ports_cluster(identity.as_ref()), &limits, None, peer);
         out.add(Kind::Cluster, Resource::encode(message.name.clone(), &message, []));

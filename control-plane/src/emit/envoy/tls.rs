@@ -7,8 +7,9 @@
 //!   `watched_directory.path` is `<dir>`;
 //! - `roots.yaml`, likewise with one Secret named `roots`: `validation_context` whose `trusted_ca.filename` is
 //!   `<dir>/bundle.pem` and `watched_directory.path` is `<dir>`;
-//! - `chain.pem`, `key.pem` and `bundle.pem` themselves.
+//! - `chain.pem`, `key.pem` and `bundle.pem` themselves, readable by Envoy's user.
 //!
+//! While a file is missing or cannot be read, connections that need it fail; none falls back to plaintext.
 //! Resumption is off on both sides, because a resumed session is not checked against new roots or identities.
 
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;

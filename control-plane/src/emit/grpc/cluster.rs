@@ -74,7 +74,7 @@ fn least_request() -> LoadBalancingPolicy {
             policy("envoy.load_balancing_policies.round_robin", &RoundRobin::default()),
         ],
     };
-    let locality = WrrLocality { endpoint_picking_policy: Some(picking), ..WrrLocality::default() };
+    let locality = WrrLocality { endpoint_picking_policy: Some(picking) };
     LoadBalancingPolicy { policies: vec![policy("envoy.load_balancing_policies.wrr_locality", &locality)] }
 }
 
