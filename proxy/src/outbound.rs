@@ -20,9 +20,6 @@ use crate::tables::{Answer, Destination, Egress, Millis, Seen};
 use crate::upstream::Towards;
 use crate::worker::Worker;
 
-/// How long a connection waits for the control plane's answer about its destination. Chosen: several round trips and
-/// a reconnect; longer than that an application is better told.
-const ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// How long it is remembered that a server speaks first. It saves the client's silence, never the parsing.
 const SERVER_FIRST_MEMORY_MS: u64 = 5 * 60 * 1000;
 
@@ -54,11 +51,7 @@ enum Found {
 /// Looks the destination up, asking the control plane if nobody has yet.
 async fn find(worker: &Worker, original_dst: SocketAddr) -> Result<Found, Cause> {
     let shared = &worker.shared;
-    let known = shared.tables.load().outbound.get(&original_dst).cloned();
-    let destination = match known {
-        Some(destination) => Some(destination),
-        None => ask(worker, original_dst).await,
-    };
+    let destination = shared.destination(original_dst).await;
     match destination {
         Some(Destination { answer: Answer::Exists(listener), seen }) => {
             seen.touch(shared.now());
@@ -70,15 +63,6 @@ async fn find(worker: &Worker, original_dst: SocketAddr) -> Result<Found, Cause>
         }
         None => egress(worker, original_dst, false),
     }
-}
-
-/// Asks for the destination and waits for the answer; `None`: there was none in time.
-async fn ask(worker: &Worker, original_dst: SocketAddr) -> Option<Destination> {
-    if !worker.shared.demand.ask(original_dst) {
-        return None;
-    }
-    let answer = worker.shared.tables.wait_for(|tables| tables.outbound.get(&original_dst).cloned());
-    tokio::time::timeout(ANSWER_WAIT, answer).await.ok()
 }
 
 /// What holds for a destination that is not the mesh's, or of which nothing is known: never plaintext past policy

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +19,7 @@ use crate::balance::Loads;
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::metrics::{AccessLog, Metrics, RequestCache, TcpCache};
+use crate::tables::{Destination, Tables};
 use crate::upstream::{Dialer, Pools};
 use crate::{listen, tables};
 
@@ -66,6 +67,25 @@ impl Shared {
         tables::Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 }
+
+impl Shared {
+    /// What is known of an original destination; asks the control plane if nobody has yet, and all that ask share the
+    /// wait. `None`: there was no answer in time.
+    pub async fn destination(&self, original_dst: SocketAddr) -> Option<Destination> {
+        let find = |tables: &Tables| tables.outbound.get(&original_dst).cloned();
+        if let Some(known) = find(&self.tables.load()) {
+            return Some(known);
+        }
+        if !self.demand.ask(original_dst) {
+            return None;
+        }
+        tokio::time::timeout(ANSWER_WAIT, self.tables.wait_for(find)).await.ok()
+    }
+}
+
+/// How long a connection or request waits for the control plane's answer about its destination. Chosen: several round
+/// trips and a reconnect; longer than that an application is better told.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
 /// What belongs to one worker alone.
 pub struct Worker {

@@ -14,6 +14,7 @@ use heddle_proxy::app;
 use heddle_proxy::capture::{self, Exempt, Rules};
 use heddle_proxy::config::Config;
 use heddle_proxy::tables::Tables;
+use heddle_proxy::tables::demand::Wishes;
 use heddle_proxy::worker::Shared;
 
 /// SO_MARK of the sidecars' own connections.
@@ -69,15 +70,18 @@ impl Default for Mesh {
 }
 
 impl MeshPod {
-    /// Starts a sidecar with `workers` threads and captures the pod's traffic.
-    pub fn sidecar(&mut self, workers: usize, tables: Tables) {
+    /// Starts a sidecar with `workers` threads and captures the pod's traffic. Returns what it asks the control plane for:
+    /// nobody answers unless the test does.
+    pub fn sidecar(&mut self, workers: usize, tables: Tables) -> Wishes {
         let config = Config { workers, mark: Some(MARK), ..Config::default() };
         let rules = Rules { exempt: Exempt::Mark(MARK), ..Rules::default() };
         let sidecar = self.netns().run(|| {
             capture::install(&rules).unwrap();
-            app::start(config, tables).unwrap().shared
+            app::start(config, tables).unwrap()
         });
-        self.sidecar = Some(sidecar.unwrap());
+        let sidecar = sidecar.unwrap();
+        self.sidecar = Some(sidecar.shared);
+        sidecar.wishes
     }
 
     /// A sidecar that can speak mutual TLS as the service account named like the pod.

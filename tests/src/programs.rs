@@ -69,7 +69,9 @@ pub fn directory_of(user: &str) -> TempDir {
 /// The user a server's package has made.
 pub fn user(name: &str) -> User {
     let found = User::from_name(name).unwrap();
-    found.unwrap_or_else(|| panic!("this machine has no user {name}: its server is not installed (scripts/test does it)"))
+    found.unwrap_or_else(|| {
+        panic!("this machine has no user {name}: its server is not installed (scripts/test does it)")
+    })
 }
 
 /// A server of others in a pod; stopped when dropped. If the test fails, what it said is shown.

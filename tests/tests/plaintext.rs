@@ -1,6 +1,8 @@
 //! Plaintext HTTP/1.1 through two sidecars with capture, tables written by hand: it arrives, both sidecars count it,
 //! and what hyper lets through does not reach the application twice.
 
+use std::io::{Read, Write};
+
 use heddle_tests::pods::{Mesh, MeshPod};
 use heddle_tests::{eventually, metrics, origin, tables, talk};
 
@@ -77,4 +79,40 @@ fn a_pod_reaches_itself_by_its_own_address_and_through_a_service() {
     assert!(through_service.body.contains("GET /vip"), "{through_service:?}");
     let by_address = talk::get(&both, both.v4(8080), "/direct");
     assert!(by_address.body.contains("GET /direct"), "{by_address:?}");
+}
+
+#[test]
+fn a_request_on_a_connection_whose_destination_was_forgotten_asks_for_it_again() {
+    let mesh = Mesh::new();
+    let (mut client, mut server) = (mesh.pod("client", 2), mesh.pod("server", 3));
+    origin::echo(&server, 8080, "server");
+    server.sidecar(1, tables::inbound("server", tables::port(Protocol::Http, TlsMode::Permissive)));
+    let vip = VIP4.parse().unwrap();
+    let known = || {
+        let mut known = tables::nothing("client");
+        let cluster = tables::cluster("api", vec![tables::plain(server.v4(8080))], Settings::default());
+        tables::destination(&mut known, vip, Protocol::Http, tables::rule(vec![(1, cluster)]));
+        known
+    };
+    let mut wishes = client.sidecar(1, known());
+    let mut stream = talk::connect(&client, vip);
+    let mut answered = || {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: api\r\n\r\n").unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).unwrap();
+        let mut rest = [0; 4096];
+        let _ = stream.read(&mut rest).unwrap();
+        String::from_utf8_lossy(&head).into_owned()
+    };
+    assert_eq!(answered(), "HTTP/1.1 200");
+    client.shared().tables.publish(tables::nothing("client"));
+    let shared = client.shared().clone();
+    let again = known();
+    let control_plane = std::thread::spawn(move || {
+        let wish = wishes.blocking_recv();
+        shared.tables.publish(again);
+        wish
+    });
+    assert_eq!(answered(), "HTTP/1.1 200");
+    assert_eq!(control_plane.join().unwrap(), Some(vip));
 }

@@ -17,6 +17,7 @@ use super::body::{Broken, Counter, Replay, RequestBody};
 use super::error::{Cause, Error, Fault, X_HEDDLE_UNDELIVERED};
 use crate::balance::breaker::{self, Kind, Permit};
 use crate::balance::{self, Nothing, outlier};
+use crate::metrics::Record;
 use crate::tables::cluster::{Cluster, Endpoint, EndpointTls};
 use crate::tables::route::{RetryPolicy, Rule};
 use crate::upstream::{self, Lease, Towards, Version};
@@ -41,21 +42,23 @@ pub struct Target<'r> {
     pub version: Version,
 }
 
-/// Sends the request; returns when the head of a response is there that will not be tried again.
+/// Sends the request; returns when the head of a response is there that will not be tried again. Meanwhile `record`
+/// names the endpoint that is tried: it counts for that one also if no answer comes.
 pub async fn send(
     target: &Target<'_>,
     head: Parts,
     body: Incoming,
-    counter: Counter,
+    record: &mut Record,
 ) -> Result<(Response<Incoming>, Lease), Error> {
     let cluster = target.cluster;
     let request_permit = breaker::permit(&cluster.state, &cluster.settings, Kind::Requests).ok_or(Cause::Overflow)?;
     let policy = target.rule.and_then(|rule| rule.retry.as_ref());
-    let mut source = Source::new(head, body, target.towards, counter);
+    let mut source = Source::new(head, body, target.towards, record.request_bytes.clone());
     let mut tries = Tries::default();
     loop {
         let endpoint = pick(target.worker, cluster, &tries.endpoints)?;
         tries.endpoints.push(endpoint.id());
+        record.endpoint(&endpoint);
         let outcome = attempt(target, endpoint, &mut source, tries.permit.take()).await;
         let retry = match &outcome {
             Ok((response, _)) => policy.filter(|policy| asks_for_retry(policy, response)).map(|_| Retry::ByPolicy),

@@ -158,7 +158,7 @@ async fn serve(connection: &Connection, mut head: Parts, body: Incoming, record:
     if let Some(inbound) = &connection.inbound {
         return serve_inbound(connection, inbound, head, body, record).await;
     }
-    let table = route_table(connection)?;
+    let table = route_table(connection).await?;
     let rule = &route::select(&table, &head).ok_or(Cause::NoRoute)?.rule;
     let port = connection.original_dst.port();
     if let Verdict::Answer(response) = filter::on_request(&rule.filters, &mut head, port) {
@@ -240,15 +240,16 @@ fn authorize(connection: &Connection, inbound: &Inbound, head: &Parts) -> Result
     }
 }
 
-/// The routes of the connection's original destination as they are now.
-fn route_table(connection: &Connection) -> Result<Arc<RouteTable>, Cause> {
+/// The routes of the connection's original destination as they are now. A connection may have been idle for so long that
+/// its destination was forgotten: then it is asked for again.
+async fn route_table(connection: &Connection) -> Result<Arc<RouteTable>, Cause> {
     let shared = &connection.worker.shared;
-    let tables = shared.tables.load();
-    let destination = tables.outbound.get(&connection.original_dst).ok_or(Cause::ConfigUnavailable)?;
+    let destination = shared.destination(connection.original_dst).await.ok_or(Cause::ConfigUnavailable)?;
     destination.seen.touch(shared.now());
     match &destination.answer {
         Answer::Exists(listener) => listener.http.clone().ok_or(Cause::ProtocolMismatch),
-        Answer::DoesNotExist => Err(Cause::ConfigUnavailable),
+        // The Service was deleted while its client kept the connection.
+        Answer::DoesNotExist => Err(Cause::NoEndpoints),
     }
 }
 
@@ -289,8 +290,7 @@ async fn forward(target: &Target<'_>, mut head: Parts, body: Incoming, record: &
     if let (Some(protocol), upstream::Version::Http1) = (upgrade, target.version) {
         headers::restore_upgrade(&mut head.headers, protocol);
     }
-    let (response, lease) = attempt::send(target, head, body, record.request_bytes.clone()).await?;
-    record.endpoint(&lease.endpoint);
+    let (response, lease) = attempt::send(target, head, body, record).await?;
     let (mut head, body) = response.into_parts();
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let upstream = head.extensions.remove::<OnUpgrade>();

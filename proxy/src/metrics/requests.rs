@@ -176,7 +176,7 @@ impl Record {
         self.edge.destination(service);
     }
 
-    /// The request was answered by `endpoint`.
+    /// The request is sent to `endpoint`; the last one counts.
     pub fn endpoint(&mut self, endpoint: &Endpoint) {
         self.edge.endpoint(endpoint);
         if let Some(line) = &mut self.line {
