@@ -8,6 +8,8 @@ pub mod admin;
 pub mod agent;
 pub mod app;
 pub mod applications;
+#[cfg(test)]
+mod assertions;
 pub mod authz;
 pub mod balance;
 pub mod capture;
