@@ -7,6 +7,8 @@ pub mod demo;
 pub mod pods;
 mod token;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Heddle, a service mesh.
@@ -56,5 +58,16 @@ pub fn main() -> anyhow::Result<()> {
         Command::Token(args) => token::run(&args),
         Command::PodExec(args) => match pods::exec::main(&args)? {},
         Command::DemoWorkload { workload } => demo::workloads::run(workload),
+    }
+}
+
+/// Says what went wrong, in one line for people, and with which code the process ends.
+pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! `heddle`: the tool. All it does is in the library.
 
-fn main() -> anyhow::Result<()> {
-    heddle::main()
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    heddle::exit_code(heddle::main())
 }

@@ -1,5 +1,7 @@
 //! `heddle-proxy`: the sidecar. All it does is in the library.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use heddle_proxy::commands::{self, Command};
 
@@ -11,6 +13,12 @@ struct Arguments {
     command: Command,
 }
 
-fn main() -> anyhow::Result<()> {
-    commands::run(Arguments::parse().command)
+fn main() -> ExitCode {
+    match commands::run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The `heddle` binary, built with the tests, for those that need processes.
 
-fn main() -> anyhow::Result<()> {
-    heddle::main()
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    heddle::exit_code(heddle::main())
 }
