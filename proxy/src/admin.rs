@@ -116,7 +116,9 @@ async fn expire_series(shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(EXPIRY_INTERVAL);
     loop {
         ticks.tick().await;
-        shared.metrics.expire(shared.now());
+        let mut in_use = shared.applications.names();
+        in_use.extend(shared.tables.load().clusters().iter().map(|cluster| cluster.name.clone()));
+        shared.metrics.expire(shared.now(), |cluster| in_use.contains(cluster));
     }
 }
 

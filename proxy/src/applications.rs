@@ -1,7 +1,7 @@
 //! The applications beside this sidecar, as clusters of one endpoint each, so that inbound requests take the same
 //! path as outbound ones.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,6 +34,12 @@ impl Applications {
             clusters.insert(address, cluster.clone());
         }
         cluster
+    }
+
+    /// Names of the clusters kept.
+    pub fn names(&self) -> HashSet<Arc<str>> {
+        let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        clusters.values().map(|cluster| cluster.name.clone()).collect()
     }
 }
 

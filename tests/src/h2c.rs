@@ -13,6 +13,7 @@ use http::{HeaderMap, Request};
 use tokio::net::TcpStream;
 
 use crate::pods::MeshPod;
+use crate::wire::Reader;
 use crate::{PATIENCE, origin, talk};
 
 /// Runs a test's client to its end, on a runtime of its own.
@@ -174,8 +175,14 @@ pub enum Answer {
     End,
 }
 
-/// Sends one request whose fields, pseudo-fields included, are written as they are, with `data` behind them.
+/// Sends one request whose fields, pseudo-fields included, are written as they are, with `data` behind them, and
+/// reads what comes back.
 pub fn by_hand(pod: &MeshPod, to: SocketAddr, fields: &[(&str, &str)], data: &[u8]) -> Answer {
+    answer(&mut Reader::new(open_by_hand(pod, to, fields, data)))
+}
+
+/// [`by_hand`] without waiting for an answer.
+pub fn open_by_hand(pod: &MeshPod, to: SocketAddr, fields: &[(&str, &str)], data: &[u8]) -> std::net::TcpStream {
     let mut stream = talk::connect(pod, to);
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     frame(&mut bytes, SETTINGS, 0, 0, &[]);
@@ -186,10 +193,10 @@ pub fn by_hand(pod: &MeshPod, to: SocketAddr, fields: &[(&str, &str)], data: &[u
     }
     // A refused connection may be reset before everything was written.
     let _ = stream.write_all(&bytes);
-    answer(&mut crate::wire::Reader::new(stream))
+    stream
 }
 
-fn answer<S: std::io::Read>(frames: &mut crate::wire::Reader<S>) -> Answer {
+fn answer<S: std::io::Read>(frames: &mut Reader<S>) -> Answer {
     loop {
         let Ok(head) = frames.bytes(9) else { return Answer::End };
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;

@@ -18,6 +18,7 @@ pub mod origin;
 pub mod pods;
 pub mod programs;
 pub mod service;
+pub mod stdout;
 pub mod tables;
 pub mod talk;
 pub mod wire;

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use clap::Parser;
@@ -22,6 +23,7 @@ use crate::pods::{MARK, MeshPod};
 /// Manifests, control plane and pods. The control plane runs on the bridge, which is every pod's gateway.
 pub struct LiveMesh {
     directory: tempfile::TempDir,
+    flags: Vec<String>,
     running: Option<(Runtime, ControlPlane)>,
     fabric: Fabric,
 }
@@ -44,10 +46,16 @@ struct Flags {
 impl LiveMesh {
     /// A control plane that knows the namespace `shop`, the Services and the workloads given as manifests.
     pub fn start(manifests: &[(&str, &str)]) -> Self {
+        Self::start_with(&[], manifests)
+    }
+
+    /// [`Self::start`] with further flags for the control plane.
+    pub fn start_with(flags: &[&str], manifests: &[(&str, &str)]) -> Self {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("manifests")).unwrap();
         let fabric = Fabric::new(GATEWAY_V4, GATEWAY_V6).expect("tests of pods need root");
-        let mut mesh = Self { directory, running: None, fabric };
+        let mut mesh = Self { directory, flags, running: None, fabric };
         for (name, text) in manifests {
             mesh.apply(name, text);
         }
@@ -66,6 +74,7 @@ impl LiveMesh {
                 "--state".into(),
                 state.into_os_string(),
             ]);
+            let flags = flags.chain(self.flags.iter().map(Into::into));
             let config = Flags::parse_from(flags).config;
             let control_plane = runtime.block_on(control_plane::start(config)).unwrap();
             (runtime, control_plane)
@@ -108,12 +117,12 @@ impl LiveMesh {
         pod
     }
 
-    /// Starts a sidecar that says it is `workload`, without waiting for it to be ready.
+    /// Starts a sidecar that says it is `workload`, without waiting for it to be ready. It shows the token in
+    /// [`Self::token_file`], which is made for `account` if it is not there.
     pub fn start_sidecar(&self, pod: &mut MeshPod, workload: &str, account: &str, workers: usize) {
         let config = self.sidecar_config(workload, account, workers);
-        let rules = Rules { exempt: Exempt::Mark(MARK), ..Rules::default() };
         let shared = pod.netns().run(|| {
-            capture::install(&rules).unwrap();
+            capture::install(&rules()).unwrap();
             let sidecar = app::start(config, Tables::default()).unwrap();
             let shared = sidecar.shared.clone();
             link::start(sidecar).unwrap();
@@ -122,10 +131,35 @@ impl LiveMesh {
         pod.sidecar = Some(shared.unwrap());
     }
 
+    /// A command that runs the sidecar of `workload` as a process of its own, by the `heddle` binary `binary`. It dies with
+    /// this process. Capture is the caller's: see [`Self::capture`].
+    pub fn sidecar_command(&self, binary: &str, workload: &str, account: &str, workers: usize) -> Command {
+        let config = self.sidecar_config(workload, account, workers);
+        let mut command = Command::new("setpriv");
+        command.env_clear().args(["--pdeathsig", "KILL", "--", binary, "proxy", "run", "--namespace", "shop"]);
+        command.args(["--workers", &workers.to_string(), "--mark", &MARK.to_string(), "--log", "warn"]);
+        command.args(config.control_plane.iter().flat_map(|address| ["--control-plane", address]));
+        command.args(["--service-account", account, "--workload", workload]);
+        command.arg("--token").arg(config.identity.token).arg("--bundle").arg(config.identity.bundle);
+        command
+    }
+
+    /// Redirects the pod's traffic to a sidecar that exempts its own by mark.
+    pub fn capture(&self, pod: &MeshPod) {
+        pod.netns().run(|| capture::install(&rules()).unwrap()).unwrap();
+    }
+
+    /// Where the sidecar of `workload` reads its join token.
+    pub fn token_file(&self, workload: &str) -> PathBuf {
+        self.directory.path().join(format!("{workload}.token"))
+    }
+
     fn sidecar_config(&self, workload: &str, account: &str, workers: usize) -> Config {
-        let token = join_token(&self.state(), "shop", account, workload, Duration::from_secs(3600)).unwrap();
-        let token_file = self.directory.path().join(format!("{workload}.token"));
-        std::fs::write(&token_file, token).unwrap();
+        let token_file = self.token_file(workload);
+        if !token_file.exists() {
+            let token = join_token(&self.state(), "shop", account, workload, Duration::from_secs(3600)).unwrap();
+            std::fs::write(&token_file, token).unwrap();
+        }
         Config {
             workers,
             mark: Some(MARK),
@@ -157,7 +191,8 @@ impl LiveMesh {
         &self.fabric
     }
 
-    fn state(&self) -> PathBuf {
+    /// Where the control plane keeps its keys, and the roots in `bundle.pem`.
+    pub fn state(&self) -> PathBuf {
         self.directory.path().join("state")
     }
 }
@@ -187,6 +222,15 @@ pub fn shop(workloads: &[(&str, u8, &str, &str)], services: &[(&str, u8, &str)])
         ));
     }
     text
+}
+
+/// The admin port of the control plane, where it has its metrics.
+pub fn control_plane_admin() -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(GATEWAY_V4), 15014)
+}
+
+fn rules() -> Rules {
+    Rules { exempt: Exempt::Mark(MARK), ..Rules::default() }
 }
 
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);

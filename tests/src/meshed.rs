@@ -66,6 +66,12 @@ impl Pair {
         }
     }
 
+    /// Waits until both sidecars have counted `count` opaque connections, all of them over mutual TLS, and asks not how
+    /// they ended: for programs that end them with a reset.
+    pub fn assert_connections_began(&self, count: usize) {
+        self.assert_counted("heddle_tcp_connections_opened_total", count, &["protocol=\"tcp\""]);
+    }
+
     /// How many opaque connections the client's sidecar has seen begin, for programs that decide that themselves.
     pub fn connections_begun(&self) -> usize {
         metrics::sum(&metrics::page(&self.client), "heddle_tcp_connections_opened_total", &[]) as usize

@@ -222,3 +222,23 @@ impl Ears {
 fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "loom-server is not installed: apt-get install loom-tools")]
+    fn a_program_that_is_missing_is_named_with_its_package() {
+        Program { name: "loom-server", package: "loom-tools" }.command();
+    }
+
+    #[test]
+    fn a_program_sees_nothing_of_our_environment() {
+        let mut command = Program { name: "env", package: "coreutils" }.command();
+        let said = command.output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        let names = said.lines().filter_map(|line| line.split('=').next()).collect::<Vec<_>>();
+        assert!(names.iter().all(|name| ["PATH", "LC_ALL", "HOME"].contains(name)), "{said}");
+    }
+}

@@ -44,7 +44,7 @@ pub fn plain(address: SocketAddr) -> Endpoint {
         tls: EndpointTls::Plaintext,
         weight: 1,
         draining: false,
-        workload: format!("at-{address}").into(),
+        workload: format!("shop/at-{address}").into(),
         state: Arc::default(),
     }
 }

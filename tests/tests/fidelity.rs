@@ -4,6 +4,8 @@
 //! kept: the order between fields of different names, `Connection` and what it names, chunk boundaries. Added when
 //! missing: `x-request-id` and `traceparent`.
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -141,10 +143,14 @@ fn methods_and_targets_arrive_as_they_were_sent() {
 fn statuses_reasons_and_responses_without_bodies_arrive_as_they_were_sent() {
     let mesh = Mesh::new();
     let both = Both::new(&mesh);
-    for status in ["200 OK", "200 Sehr gut, danke", "200 ", "202 Accepted", "404 ", "418 I'm a teapot", "500 No", "599 x"]
+    for status in
+        ["200 OK", "200 Sehr gut, danke", "200 ", "202 Accepted", "404 ", "418 I'm a teapot", "500 No", "599 x"]
     {
         both.assert_same(get(""), format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nhi"));
-        both.assert_same(get(""), format!("HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"));
+        both.assert_same(
+            get(""),
+            format!("HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"),
+        );
     }
     // A 304 keeps no Content-Length, which hyper holds back.
     for bodiless in ["204 No Content\r\n", "304 Not Modified\r\n", "304 Not Modified\r\nETag: \"a\"\r\n"] {
@@ -199,7 +205,8 @@ fn bodies_arrive_byte_for_byte_in_their_framing() {
 fn announced_trailers_arrive_in_both_directions() {
     let mesh = Mesh::new();
     let both = Both::new(&mesh);
-    let framed = "Transfer-Encoding: chunked\r\nTrailer: X-Sum, X-Other\r\n\r\n2\r\nhi\r\n0\r\nX-Sum: 1\r\nX-Other: 2\r\n\r\n";
+    let framed =
+        "Transfer-Encoding: chunked\r\nTrailer: X-Sum, X-Other\r\n\r\n2\r\nhi\r\n0\r\nX-Sum: 1\r\nX-Other: 2\r\n\r\n";
     let request = format!("POST / HTTP/1.1\r\nHost: api\r\nTE: trailers\r\n{framed}");
     let [(seen, got), direct] = both.exchange(request.as_bytes(), format!("HTTP/1.1 200 OK\r\n{framed}").as_bytes());
     let trailers = |message: Message| {
@@ -244,7 +251,10 @@ fn fields_of_one_hop_end_there_and_all_others_travel() {
         assert_eq!((seen.field(gone), got.field(gone)), (None, None), "{gone}");
     }
     assert_eq!((seen.field("x-end"), got.field("x-end")), (Some("1"), Some("1")));
-    assert_eq!((seen.field("proxy-authorization"), got.field("proxy-authenticate")), (Some("Basic YQ=="), Some("Basic")));
+    assert_eq!(
+        (seen.field("proxy-authorization"), got.field("proxy-authenticate")),
+        (Some("Basic YQ=="), Some("Basic"))
+    );
     let [(seen, _), _] = both.exchange(get("TE: trailers\r\n").as_bytes(), &wire::ok(""));
     assert_eq!(seen.field("te"), Some("trailers"), "gRPC asks for it");
 }
@@ -254,7 +264,8 @@ fn what_only_the_mesh_may_say_cannot_be_said_by_client_or_application() {
     let mesh = Mesh::new();
     let both = Both::new(&mesh);
     let forged = "X-Forwarded-Client-Cert: URI=spiffe://forged\r\nx-forwarded-client-cert: URI=spiffe://forged\r\n";
-    let answer = "HTTP/1.1 503 Mine\r\nx-heddle-error: overflow\r\nx-heddle-undelivered: true\r\nContent-Length: 0\r\n\r\n";
+    let answer =
+        "HTTP/1.1 503 Mine\r\nx-heddle-error: overflow\r\nx-heddle-undelivered: true\r\nContent-Length: 0\r\n\r\n";
     // Two requests at the origin: this one and the one behind it, so it was not sent again.
     let [(seen, got), _] = both.exchange(get(forged).as_bytes(), answer.as_bytes());
     let identities = seen.all("x-forwarded-client-cert");
@@ -339,7 +350,9 @@ fn pipelined_requests_are_answered_in_their_order() {
         .map(|number| match number % 3 {
             0 => format!("GET /{number} HTTP/1.1\r\nHost: api\r\n\r\n"),
             1 => format!("POST /{number} HTTP/1.1\r\nHost: api\r\nContent-Length: 2\r\n\r\nab"),
-            _ => format!("POST /{number} HTTP/1.1\r\nHost: api\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"),
+            _ => format!(
+                "POST /{number} HTTP/1.1\r\nHost: api\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"
+            ),
         })
         .collect();
     let mut stream = talk::connect(&service.client, vip());

@@ -4,14 +4,16 @@
 //! Each case is sent with a well-formed request behind it. Refused means: that status, the connection closed, and the
 //! request behind never served. Delivered means: re-framed, as exactly these requests, in this order.
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
 use std::io::Write;
 
 use heddle_proxy::balance::outlier;
 use heddle_proxy::tables::TlsMode;
 use heddle_proxy::tables::cluster::Settings;
 use heddle_proxy::tables::listener::Protocol;
-use heddle_tests::service::{Service, vip};
 use heddle_tests::pods::{Mesh, MeshPod};
+use heddle_tests::service::{Service, vip};
 use heddle_tests::wire::{self, Broken, Message, Reader, Record};
 use heddle_tests::{eventually, metrics, tables, talk};
 
@@ -67,7 +69,11 @@ fn cases() -> Vec<Case> {
             Alone("hello"),
         ),
         case("two lengths that differ", post("Content-Length: 5\r\nContent-Length: 6\r\n", "hello"), Refused(400)),
-        case("two equal lengths", post("Content-Length: 5\r\nContent-Length: 5\r\n", "hello"), Delivered(&["hello", ""])),
+        case(
+            "two equal lengths",
+            post("Content-Length: 5\r\nContent-Length: 5\r\n", "hello"),
+            Delivered(&["hello", ""]),
+        ),
         case("a list of equal lengths", post("Content-Length: 5, 5\r\n", "hello"), Refused(400)),
         case("a list of lengths", post("Content-Length: 5, 6\r\n", "hello"), Refused(400)),
         case("a length with a sign", post("Content-Length: +5\r\n", "hello"), Refused(400)),
@@ -107,18 +113,18 @@ fn cases() -> Vec<Case> {
         // Lines and fields (RFC 9112 §2.2, §5.1, §5.2).
         case("a folded field", get("Host: api\r\nX-A: b\r\n c\r\n"), Refused(400)),
         case("a folded first field", get(" Host: api\r\n"), Refused(400)),
-        case(
-            "a folded Transfer-Encoding",
-            post("Transfer-Encoding:\r\n chunked\r\n", "0\r\n\r\n"),
-            Refused(400),
-        ),
+        case("a folded Transfer-Encoding", post("Transfer-Encoding:\r\n chunked\r\n", "0\r\n\r\n"), Refused(400)),
         case("bare LF as the end of all lines", "GET / HTTP/1.1\nHost: api\n\n", Delivered(&["", ""])),
         case("bare LF in one field", get("Host: api\r\nX-A: b\nX-C: d\r\n"), Delivered(&["", ""])),
         case("bare CR in a value", get("Host: api\r\nX-A: b\rX-C: d\r\n"), Refused(400)),
         case("NUL in a value", get("Host: api\r\nX-A: b\0c\r\n"), Refused(400)),
         case("space before the colon", get("Host: api\r\nX-A : b\r\n"), Refused(400)),
         case("space before the colon of the length", post("Content-Length : 5\r\n", "hello"), Refused(400)),
-        case("space before the colon of the coding", post("Transfer-Encoding : chunked\r\n", "0\r\n\r\n"), Refused(400)),
+        case(
+            "space before the colon of the coding",
+            post("Transfer-Encoding : chunked\r\n", "0\r\n\r\n"),
+            Refused(400),
+        ),
         case("a field without a colon", get("Host: api\r\nX-A\r\n"), Refused(400)),
         case("a field without a name", get("Host: api\r\n: b\r\n"), Refused(400)),
         case("a name with a space", get("Host: api\r\nX A: b\r\n"), Refused(400)),
@@ -146,18 +152,18 @@ fn cases() -> Vec<Case> {
         case("a Host with a user", get("Host: user@api\r\n"), Refused(400)),
         case("a list of Hosts", get("Host: api, other\r\n"), Refused(400)),
         case("a Host with a letter for port", get("Host: api:x\r\n"), Refused(400)),
-        case(
-            "absolute-form against Host",
-            "GET http://other/ HTTP/1.1\r\nHost: api\r\n\r\n",
-            Delivered(&["", ""]),
-        ),
+        case("absolute-form against Host", "GET http://other/ HTTP/1.1\r\nHost: api\r\n\r\n", Delivered(&["", ""])),
         case("absolute-form with a user", "GET http://user@other/ HTTP/1.1\r\nHost: api\r\n\r\n", Refused(400)),
         case("absolute-form without Host", "GET http://other/ HTTP/1.1\r\n\r\n", Refused(400)),
         // Sizes.
         case("a field of 70,000 octets", get(&field(70_000)), Refused(431)),
         case("a field of 60,000 octets", get(&field(60_000)), Delivered(&["", ""])),
         case("201 fields", get(&many(200)), Refused(431)),
-        case("a target of 70,000 octets", format!("GET /{} HTTP/1.1\r\nHost: api\r\n\r\n", "a".repeat(70_000)), Refused(431)),
+        case(
+            "a target of 70,000 octets",
+            format!("GET /{} HTTP/1.1\r\nHost: api\r\n\r\n", "a".repeat(70_000)),
+            Refused(431),
+        ),
         // Chunks (RFC 9112 §7.1).
         case("a chunk size with 0x", chunked("0x5\r\nhello\r\n0\r\n\r\n"), Refused(400)),
         case("a chunk size with a sign", chunked("+5\r\nhello\r\n0\r\n\r\n"), Refused(400)),
@@ -184,11 +190,7 @@ fn cases() -> Vec<Case> {
         ),
         case("a broken trailer", chunked("0\r\nX A: b\r\n\r\n"), Refused(400)),
         // Connection options that would change framing or routing (RFC 9110 §7.6.1).
-        case(
-            "Connection names Host",
-            get("Host: api\r\nConnection: host\r\n"),
-            Delivered(&["", ""]),
-        ),
+        case("Connection names Host", get("Host: api\r\nConnection: host\r\n"), Delivered(&["", ""])),
         case(
             "Connection names Content-Length",
             post(&format!("Connection: content-length\r\nContent-Length: {}\r\n", smuggled.len()), smuggled),
@@ -205,8 +207,18 @@ fn cases() -> Vec<Case> {
             format!("GET / HTTP/1.1\r\nHost: api\r\nContent-Length: {}\r\n\r\n{smuggled}", smuggled.len()),
             Delivered(&["GET /smuggled HTTP/1.1\r\nHost: api\r\n\r\n", ""]),
         ),
-        case("an unknown expectation", post("Expect: 200-ok\r\nContent-Length: 5\r\n", "hello"), Delivered(&["hello", ""])),
-        case("an upgrade to HTTP/2", get("Host: api\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"), Delivered(&["", ""])),
+        case(
+            "an unknown expectation",
+            post("Expect: 200-ok\r\nContent-Length: 5\r\n", "hello"),
+            Delivered(&["hello", ""]),
+        ),
+        case(
+            "an upgrade to HTTP/2",
+            get(
+                "Host: api\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+            ),
+            Delivered(&["", ""]),
+        ),
     ]
 }
 
@@ -286,7 +298,14 @@ fn through_two_sidecars_the_application_has_one_reading() {
 fn a_body_that_breaks_off_is_broken_off_for_the_application_and_the_endpoint_is_not_blamed() {
     let mesh = Mesh::new();
     let port = tables::port(Protocol::Http, TlsMode::Strict);
-    let outlier = Some(outlier::Settings { consecutive_failures: 1, ..outlier::Settings::default() });
+    // One failure of the endpoint would eject it, and nothing would be served any more.
+    let outlier = outlier::Settings {
+        consecutive_failures: 1,
+        max_ejected_percent: 100,
+        panic_percent: 0,
+        ..outlier::Settings::default()
+    };
+    let outlier = Some(outlier);
     let service = Service::with(&mesh, Protocol::Http, port, Settings { outlier, ..Settings::default() }, |_| {});
     let record = wire::origin(&service.server, 8080, |_| wire::ok(""));
     // A beginning above what is kept for another attempt, so that it has left before the rest does not come.
@@ -301,7 +320,12 @@ fn a_body_that_breaks_off_is_broken_off_for_the_application_and_the_endpoint_is_
         let Err(Broken::CutOff(message)) = came else { panic!("a body without an end: {came:?}") };
         assert!(begun.starts_with(&message.text()), "nothing else than what was sent");
     }
-    // One failure would have ejected the only endpoint.
+    // The same from a client that stays.
+    let wrong = post("Transfer-Encoding: chunked\r\n", &format!("186a0\r\n{begun}\r\nwrong\r\n"));
+    let refused = talk::request(&service.client, vip(), &wrong);
+    assert_eq!((refused.status(), refused.field("x-heddle-error")), (400, Some("protocol_error")), "{refused:?}");
+    let came = eventually("the origin sees the end", || record.take().pop());
+    assert!(matches!(came, Err(Broken::CutOff(message)) if begun.starts_with(&message.text())));
     assert_eq!(talk::get(&service.client, vip(), "/").status(), 200);
     let page = metrics::page(&service.client);
     assert_eq!(metrics::sum(&page, "heddle_outlier_ejections_total", &[]), 0.0, "{page}");

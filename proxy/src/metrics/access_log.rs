@@ -90,10 +90,11 @@ pub enum StartError {
 }
 
 fn write(lines: &Receiver<Vec<u8>>) {
-    let mut out = std::io::stdout().lock();
+    let mut out = std::io::stdout();
     while let Ok(mut line) = lines.recv() {
         line.push(b'\n');
-        // Nobody reads any more: there is nowhere to say so.
+        // Locked for one line only: others in this process write there too. Where nobody reads any more, there is
+        // nowhere to say so.
         let _ = out.write_all(&line);
     }
 }

@@ -41,6 +41,7 @@ pub struct Edge {
     source_principal: Option<Arc<str>>,
     source_namespace: Option<Arc<str>>,
     destination: Option<ServiceName>,
+    /// `<namespace>/<name>`.
     destination_workload: Option<Arc<str>>,
     overflow: bool,
 }
@@ -89,14 +90,16 @@ impl Edge {
             Some(own) => (own.namespace.to_string(), own.workload.to_string()),
             None => (String::new(), String::new()),
         };
+        let (workload_namespace, destination_workload) =
+            self.destination_workload.as_deref().and_then(|name| name.split_once('/')).unwrap_or_default();
         let (namespace, service) = match &self.destination {
             Some(service) => (service.namespace.to_string(), service.name.to_string()),
             None if self.overflow => (OVERFLOW.to_owned(), OVERFLOW.to_owned()),
-            None => (String::new(), String::new()),
+            None => (workload_namespace.to_owned(), String::new()),
         };
         let security = if self.mutual_tls { "mutual_tls" } else { "none" };
         let [source_namespace, source_workload, destination_workload] = match self.direction {
-            Direction::Outbound => [own_namespace, own_workload, text(&self.destination_workload)],
+            Direction::Outbound => [own_namespace, own_workload, destination_workload.to_owned()],
             Direction::Inbound => [text(&self.source_namespace), String::new(), own_workload],
         };
         [
@@ -202,7 +205,8 @@ impl<S> Edges<S> {
     }
 }
 
-const OVERFLOW: &str = "overflow";
+/// Stands for all names above the bound.
+pub const OVERFLOW: &str = "overflow";
 
 #[cfg(test)]
 mod tests {

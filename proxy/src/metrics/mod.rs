@@ -5,6 +5,7 @@
 
 mod access_log;
 mod authorization;
+mod by_cluster;
 mod connections;
 mod edges;
 mod handshakes;
@@ -89,10 +90,12 @@ impl Metrics {
         &self.registry
     }
 
-    /// Drops series that have been idle too long.
-    pub fn expire(&self, now: Millis) {
+    /// Drops series that have been idle too long, and those of clusters that are not in use any more.
+    pub fn expire(&self, now: Millis, in_use: impl Fn(&str) -> bool) {
         self.requests.expire(now);
         self.tcp.expire(now);
+        self.retries.retain(&in_use);
+        self.outliers.retain(&in_use);
     }
 
     /// The exposition, text format 0.0.4; `state` is read from the tables for it.

@@ -1,10 +1,12 @@
 //! Outlier detection.
 
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::Registry;
+
+use super::by_cluster::ByCluster;
 
 /// Counts of ejections; how many endpoints are out now is read from the tables at each scrape.
 pub struct Outliers {
-    ejections: IntCounterVec,
+    ejections: ByCluster,
 }
 
 impl Outliers {
@@ -13,14 +15,17 @@ impl Outliers {
     /// # Errors
     /// If a name is taken.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let ejections = Opts::new("heddle_outlier_ejections_total", "Endpoints ejected, by cluster.");
-        let ejections = IntCounterVec::new(ejections, &["cluster"])?;
-        registry.register(Box::new(ejections.clone()))?;
-        Ok(Self { ejections })
+        let help = "Endpoints ejected, by cluster.";
+        Ok(Self { ejections: ByCluster::new(registry, "heddle_outlier_ejections_total", help, &[])? })
     }
 
     /// An endpoint of `cluster` was ejected.
     pub fn ejected(&self, cluster: &str) {
-        self.ejections.with_label_values(&[cluster]).inc();
+        self.ejections.count(cluster, &[]);
+    }
+
+    /// Drops series of clusters that are not in use any more.
+    pub fn retain(&self, in_use: impl Fn(&str) -> bool) {
+        self.ejections.retain(in_use);
     }
 }

@@ -30,6 +30,10 @@ const DURATION_BUCKETS: [f64; 14] =
 /// Beyond the edge's.
 const RESPONSE_LABELS: [&str; 3] = ["response_code", "grpc_status", "cause"];
 
+/// Outcomes an edge has series of; others are counted by their class, so no server fills memory by making up statuses.
+/// Chosen: more than any application of sense has.
+const MAX_OUTCOMES: usize = 64;
+
 /// Counts of requests.
 pub struct Requests {
     responses: IntCounterVec,
@@ -59,6 +63,12 @@ struct Outcome {
 }
 
 impl Outcome {
+    /// The outcome as one of its class: how a client must take a status it does not know (RFC 9110 §15).
+    fn class(self) -> Self {
+        let class = StatusCode::from_u16(self.status.as_u16() / 100 * 100);
+        Self { status: class.unwrap_or(self.status), grpc_status: None, cause: self.cause }
+    }
+
     fn values(self) -> [String; 3] {
         let grpc_status = self.grpc_status.map(|code| code.to_string()).unwrap_or_default();
         [self.status.as_str().to_owned(), grpc_status, self.cause.map_or("", Cause::name).to_owned()]
@@ -118,6 +128,8 @@ impl Requests {
 
     fn count(&self, series: &Series<Handles>, outcome: Outcome) {
         let mut responses = series.handles.responses.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = responses.len() >= MAX_OUTCOMES && !responses.contains_key(&outcome);
+        let outcome = if full { outcome.class() } else { outcome };
         let response = responses.entry(outcome).or_insert_with(|| {
             let values = outcome.values();
             let labels = [&series.labels()[..], &values.each_ref().map(String::as_str)[..]].concat();
@@ -240,3 +252,25 @@ fn client_closed() -> StatusCode {
 const GRPC: &str = "grpc";
 /// gRPC status UNKNOWN.
 const GRPC_UNKNOWN: u16 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::edges::Edges;
+
+    #[test]
+    fn made_up_statuses_are_counted_by_class_above_the_bound() {
+        let requests = Requests::new(&Registry::new()).unwrap();
+        let (edges, mut cache) = (Edges::default(), Cache::default());
+        let edge = Edge::new(Direction::Outbound, "http", None);
+        let series = edges.series(&mut cache, &edge, None, Millis(0), |labels| requests.handles(labels));
+        let outcome =
+            |status| Outcome { status: StatusCode::from_u16(status).unwrap(), grpc_status: None, cause: None };
+
+        (600..900).for_each(|status| requests.count(series, outcome(status)));
+
+        let counted = series.handles.responses.lock().unwrap();
+        assert_eq!(counted.values().map(IntCounter::get).sum::<u64>(), 300, "none is lost");
+        assert_eq!(counted.len(), MAX_OUTCOMES + 2, "600 to 663 each, then 700 and 800");
+    }
+}

@@ -1,10 +1,12 @@
 //! Requests sent again.
 
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::Registry;
+
+use super::by_cluster::ByCluster;
 
 /// Counts of retries.
 pub struct Retries {
-    sent: IntCounterVec,
+    sent: ByCluster,
 }
 
 impl Retries {
@@ -13,16 +15,17 @@ impl Retries {
     /// # Errors
     /// If a name is taken.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let sent = IntCounterVec::new(
-            Opts::new("heddle_retries_total", "Requests sent again, by cluster and reason."),
-            &["cluster", "reason"],
-        )?;
-        registry.register(Box::new(sent.clone()))?;
-        Ok(Self { sent })
+        let help = "Requests sent again, by cluster and reason.";
+        Ok(Self { sent: ByCluster::new(registry, "heddle_retries_total", help, &["reason"])? })
     }
 
     /// A request to `cluster` is sent again.
     pub fn record(&self, cluster: &str, reason: &str) {
-        self.sent.with_label_values(&[cluster, reason]).inc();
+        self.sent.count(cluster, &[reason]);
+    }
+
+    /// Drops series of clusters that are not in use any more.
+    pub fn retain(&self, in_use: impl Fn(&str) -> bool) {
+        self.sent.retain(in_use);
     }
 }

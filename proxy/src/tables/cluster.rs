@@ -143,7 +143,7 @@ pub struct Endpoint {
     pub weight: u32,
     /// On its way out: keeps its connections, gets no new requests.
     pub draining: bool,
-    /// The workload behind it, for metrics; empty if unknown.
+    /// The workload behind it, `<namespace>/<name>`, for metrics; empty if unknown.
     pub workload: Arc<str>,
     /// Kept when the endpoint is announced again.
     pub state: Arc<EndpointState>,

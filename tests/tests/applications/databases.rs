@@ -17,9 +17,9 @@ const POSTGRES_BIN: [&str; 2] = ["/usr/lib/postgresql/15/bin/initdb", "/usr/lib/
 
 /// A new cluster on port 5432 that lets everybody in; `tls` is `on` or `off`.
 fn postgres(pair: &Pair, tls: &str) -> (TempDir, Server) {
+    let [initdb, server] = POSTGRES_BIN.map(|name| Program { name, package: "postgresql-15" }.command_as("postgres"));
     let directory = programs::directory_of("postgres");
     let data = directory.path().join("data");
-    let [initdb, server] = POSTGRES_BIN.map(|name| Program { name, package: "postgresql-15" }.command_as("postgres"));
     let mut command = initdb;
     command.args(["--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "--pgdata"]).arg(&data);
     programs::run(&pair.server, command);
@@ -83,7 +83,8 @@ fn postgresql_and_psql_may_use_their_own_tls_inside() {
     assert_eq!(ask("require", is_tls), "t");
     assert_eq!(ask("require", "SELECT repeat('y', 1000000)").len(), 1_000_000);
     assert_eq!(ask("disable", is_tls), "f");
-    pair.assert_connections(3);
+    // After TLS, psql says good-bye to a server that has closed, which makes the kernel reset the connection.
+    pair.assert_connections_began(3);
 }
 
 #[test]
@@ -116,9 +117,9 @@ fn pgbench_fills_a_data_base_and_finishes_every_transaction() {
 
 /// A new MariaDB on port 3306 with the account `app`, password `secret`.
 fn mariadb(pair: &Pair) -> (TempDir, Server) {
+    let mut command = Program { name: "mariadb-install-db", package: "mariadb-server" }.command_as("mysql");
     let directory = programs::directory_of("mysql");
     let data = directory.path().join("data");
-    let mut command = Program { name: "mariadb-install-db", package: "mariadb-server" }.command_as("mysql");
     command.args(["--no-defaults", "--skip-test-db", "--auth-root-authentication-method=normal"]);
     command.arg(format!("--datadir={}", data.display()));
     programs::run(&pair.server, command);

@@ -69,10 +69,15 @@ equal("why", dict(error.trailing_metadata()).get("x-why"), "asked")
 error = failure(lambda: channel.unary_unary(path("Nothing"))(b"", timeout=SECONDS))
 equal("unknown method", error.code(), grpc.StatusCode.UNIMPLEMENTED)
 
-# A deadline cancels the call on the server too.
-error = failure(lambda: channel.unary_unary(path("Hang"))(b"", timeout=0.2))
+# A call that is cancelled while it lasts ends on the server too.
+call = channel.unary_stream(path("Hang"))(b"")
+equal("before it is cancelled", next(call), b"waiting")
+call.cancel()
+equal("ended on the server", channel.unary_unary(path("HasEnded"))(b"", timeout=SECONDS), b"True")
+
+# A deadline.
+error = failure(lambda: channel.unary_unary(path("Sleep"))(b"", timeout=0.2))
 equal("deadline", error.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
-equal("cancelled", channel.unary_unary(path("WasCancelled"))(b"", timeout=SECONDS), b"True")
 
 channel.close()
 print("done")

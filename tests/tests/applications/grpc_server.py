@@ -5,7 +5,8 @@ from concurrent import futures
 
 import grpc
 
-cancelled = threading.Event()
+# Set when the call of `hang` is over.
+ended = threading.Event()
 
 
 def echo(request, context):
@@ -36,13 +37,20 @@ def fail(request, context):
 
 
 def hang(request, context):
-    context.add_callback(cancelled.set)
-    cancelled.wait()
+    context.add_callback(ended.set)
+    yield b"waiting"
+    ended.wait()
+
+
+def sleep(request, context):
+    done = threading.Event()
+    context.add_callback(done.set)
+    done.wait()
     return b""
 
 
-def was_cancelled(request, context):
-    return str(cancelled.wait(10)).encode()
+def has_ended(request, context):
+    return str(ended.wait(10)).encode()
 
 
 METHODS = {
@@ -51,8 +59,9 @@ METHODS = {
     "Add": grpc.stream_unary_rpc_method_handler(add),
     "Chat": grpc.stream_stream_rpc_method_handler(chat),
     "Fail": grpc.unary_unary_rpc_method_handler(fail),
-    "Hang": grpc.unary_unary_rpc_method_handler(hang),
-    "WasCancelled": grpc.unary_unary_rpc_method_handler(was_cancelled),
+    "Hang": grpc.unary_stream_rpc_method_handler(hang),
+    "Sleep": grpc.unary_unary_rpc_method_handler(sleep),
+    "HasEnded": grpc.unary_unary_rpc_method_handler(has_ended),
 }
 
 unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]

@@ -22,7 +22,7 @@ fn nginx(pair: &Pair) -> (TempDir, Server) {
         "daemon off; master_process off; pid {root}/pid; error_log stderr notice;
         events {{ worker_connections 256; }}
         http {{
-            access_log off; client_max_body_size 0; keepalive_requests 1000;
+            access_log off; client_max_body_size 0; if_modified_since before;
             client_body_temp_path {root}/body; proxy_temp_path {root}/proxy; fastcgi_temp_path {root}/fastcgi;
             uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;
             server {{

@@ -46,7 +46,6 @@ fn redis_keeps_values_and_stands_a_small_load() {
         let mut benchmark = tool("redis-benchmark", &pair);
         benchmark.args(["-n", "2000", "-c", "10", "-P", "4", "-q", "--csv", "-t", "set,get,lpush,lrange_100"]);
         let said = programs::run(&pair.client, benchmark).text();
-        // Two headings are not counted: the names of the columns, and LPUSH made ready for LRANGE.
         for test in ["SET", "GET", "LPUSH", "LRANGE_100 (first 100 elements)"] {
             assert!(said.lines().any(|line| line.starts_with(&format!("\"{test}\","))), "{test} is missing:\n{said}");
         }
