@@ -10,6 +10,7 @@
     reason = "a failed set-up fails the test"
 )]
 
+pub mod envoy;
 pub mod h2c;
 pub mod live;
 pub mod meshed;
@@ -17,6 +18,7 @@ pub mod metrics;
 pub mod origin;
 pub mod pods;
 pub mod programs;
+pub mod pypi;
 pub mod service;
 pub mod stdout;
 pub mod tables;

@@ -144,6 +144,19 @@ impl LiveMesh {
         command
     }
 
+    /// A command that keeps the certificate of `workload` in files in `directory`, by the `heddle` binary `binary`. It dies
+    /// with this process.
+    pub fn agent_command(&self, binary: &str, workload: &str, account: &str, directory: &Path) -> Command {
+        let config = self.sidecar_config(workload, account, 1);
+        let mut command = Command::new("setpriv");
+        command.env_clear().args(["--pdeathsig", "KILL", "--", binary, "proxy", "agent", "--namespace", "shop"]);
+        command.arg("--directory").arg(directory).args(["--mark", &MARK.to_string()]);
+        command.args(config.control_plane.iter().flat_map(|address| ["--control-plane", address]));
+        command.args(["--service-account", account, "--workload", workload]);
+        command.arg("--token").arg(config.identity.token).arg("--bundle").arg(config.identity.bundle);
+        command
+    }
+
     /// Redirects the pod's traffic to a sidecar that exempts its own by mark.
     pub fn capture(&self, pod: &MeshPod) {
         pod.netns().run(|| capture::install(&rules()).unwrap()).unwrap();

@@ -1,0 +1,33 @@
+//! Programs of others that Debian does not have: from PyPI, pinned in `tests/requirements.txt`, put into `target/pypi`
+//! by `scripts/test`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::programs::Program;
+
+/// Envoy's own binary.
+pub fn envoy() -> PathBuf {
+    installed("envoy/_bin/envoy")
+}
+
+/// A command that runs a Python script with PyPI's gRPC, by Debian's Python.
+pub fn python_with_grpcio(script: &str) -> Command {
+    installed("grpc/__init__.py");
+    let mut command = Program { name: "python3", package: "python3" }.command();
+    command.env("PYTHONPATH", DIRECTORY).env("PYTHONUNBUFFERED", "1").env("PYTHONDONTWRITEBYTECODE", "1").arg(script);
+    command
+}
+
+fn installed(file: &str) -> PathBuf {
+    let path = Path::new(DIRECTORY).join(file);
+    assert!(
+        path.is_file(),
+        "{} is not there: run scripts/test, or: /usr/bin/python3 -m pip install --target target/pypi -r \
+         tests/requirements.txt",
+        path.display()
+    );
+    path
+}
+
+const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/pypi");
