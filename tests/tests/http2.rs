@@ -341,7 +341,7 @@ fn slow_readers_stop_neither_other_streams_nor_grow_memory() {
             count.fetch_add(sent, Ordering::SeqCst);
         }
     });
-    const SLOW: usize = 3;
+    const SLOW: usize = 20;
     h2c::run(async {
         let client = h2c::connect(&service.client, vip()).await;
         let mut slow = Vec::new();

@@ -24,9 +24,16 @@ pub const MAX_HEAD_BYTES: usize = 64 * 1024;
 pub const CONNECTION_BUFFER_BYTES: usize = 2 * MAX_HEAD_BYTES;
 /// Flow-control window of one HTTP/2 stream (RFC 9113 §6.9.2 default): what a slow reader can make us hold.
 pub const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
-/// Flow-control window of one HTTP/2 connection. Chosen: four streams at full window; a slow one never stops the
-/// others.
+/// Flow-control window of an HTTP/2 connection of one client. Chosen: four streams at full window; what a client's own
+/// slow reading stops is its own.
 pub const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
+/// Flow-control window of an HTTP/2 connection that clients share, between two sidecars or towards an application: each
+/// stream's full window, so that nobody's slow reading stops others. With [`CONNECTION_WINDOW_BYTES`] four unread streams
+/// stopped everything between two pods (tried).
+pub const SHARED_WINDOW_BYTES: u32 = MAX_SHARED_STREAMS * STREAM_WINDOW_BYTES;
+/// Streams put on one shared HTTP/2 connection before another is opened. The smallest limit RFC 9113 §6.5.2 recommends to
+/// servers, and what most announce.
+pub const MAX_SHARED_STREAMS: u32 = 100;
 
 /// Runs hyper's HTTP/2 tasks on the worker's own thread.
 #[derive(Debug, Clone, Copy)]

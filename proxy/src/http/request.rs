@@ -73,6 +73,11 @@ impl Connection {
         Rc::new(Self { worker, direction: Direction::Inbound, peer, original_dst, ends, inbound })
     }
 
+    /// Whether many clients may share it: another sidecar's.
+    pub fn is_from_sidecar(&self) -> bool {
+        self.caller().is_some()
+    }
+
     fn caller(&self) -> Option<&Rc<Peer>> {
         self.inbound.as_ref()?.caller.as_ref()
     }

@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use super::request::{self, Connection};
 use super::{
     CONNECTION_BUFFER_BYTES, CONNECTION_WINDOW_BYTES, LocalExecutor, MAX_HEAD_BYTES, MAX_HEADER_FIELDS,
-    STREAM_WINDOW_BYTES,
+    SHARED_WINDOW_BYTES, STREAM_WINDOW_BYTES,
 };
 use crate::drain::Phase;
 use crate::stream::Stream;
@@ -52,11 +52,12 @@ pub async fn http1(connection: Rc<Connection>, stream: Stream) {
 
 /// Serves HTTP/2 on `stream` until it ends.
 pub async fn http2(connection: Rc<Connection>, stream: Stream) {
+    let window = if connection.is_from_sidecar() { SHARED_WINDOW_BYTES } else { CONNECTION_WINDOW_BYTES };
     let service = service_fn(|request| request::handle(connection.clone(), request));
     let served = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .initial_connection_window_size(window)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD_BYTES as u32)
         .max_send_buf_size(STREAM_WINDOW_BYTES as usize)

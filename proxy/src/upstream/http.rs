@@ -85,7 +85,7 @@ pub async fn http2(dialled: Dialled, permit: Permit) -> hyper::Result<http2::Sen
     let (sender, connection) = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(http::STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(http::CONNECTION_WINDOW_BYTES)
+        .initial_connection_window_size(http::SHARED_WINDOW_BYTES)
         .max_header_list_size(MAX_HEAD_BYTES as u32)
         .max_send_buf_size(http::STREAM_WINDOW_BYTES as usize)
         .handshake(TokioIo::new(dialled.stream))

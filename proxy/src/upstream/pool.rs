@@ -17,14 +17,11 @@ use hyper::client::conn::{TrySendError, http1, http2};
 use super::connect::{Dialled, Towards};
 use super::http::{self, Sender, Streams, Version};
 use crate::balance::breaker::{self, Kind, Permit};
+use crate::http::MAX_SHARED_STREAMS;
 use crate::http::body::RequestBody;
 use crate::http::error::{Cause, Error};
 use crate::tables::cluster::{Cluster, Endpoint};
 use crate::worker::Worker;
-
-/// Streams put on one HTTP/2 connection before another is opened. The smallest limit RFC 9113 §6.5.2 recommends to
-/// servers, and what most announce.
-const MAX_STREAMS: usize = 100;
 
 /// Connections of one worker.
 #[derive(Default)]
@@ -80,7 +77,7 @@ impl Pools {
         let shared = self.shared.get_mut(&endpoint)?;
         shared.retain(|one| !one.sender.is_closed());
         let least = shared.iter_mut().min_by_key(|one| one.streams.get())?;
-        if least.streams.get() >= MAX_STREAMS {
+        if least.streams.get() >= MAX_SHARED_STREAMS as usize {
             return None;
         }
         least.used = now;
