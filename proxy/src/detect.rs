@@ -129,13 +129,24 @@ pub async fn client_speaks(client: &mut Stream, wait: Duration) -> io::Result<bo
     }
 }
 
-/// Reads from a client until its bytes tell what they are; it may be silent for `idle` before the first. A client
-/// that ended before is [`Sniffed::Opaque`]; so is one that reached a limit, which `limited` is told.
+/// Reads from a client until its bytes tell what they are; it may be silent for `idle` before the first, unless the
+/// sidecar is `ending`. A client that ended before is [`Sniffed::Opaque`]; so is one that reached a limit, which
+/// `limited` is told.
 ///
 /// # Errors
-/// If the connection breaks, or the client was silent for `idle`.
-pub async fn client_bytes(client: &mut Stream, idle: Duration, mut limited: impl FnMut(Limit)) -> io::Result<Sniffed> {
-    if !client_speaks(client, idle).await? {
+/// If the connection breaks, or the client was silent for too long.
+pub async fn client_bytes(
+    client: &mut Stream,
+    idle: Duration,
+    ending: impl Future<Output = ()>,
+    mut limited: impl FnMut(Limit),
+) -> io::Result<Sniffed> {
+    let spoke = tokio::select! {
+        biased;
+        spoke = client_speaks(client, idle) => spoke?,
+        () = ending => false,
+    };
+    if !spoke {
         return Err(io::ErrorKind::TimedOut.into());
     }
     let deadline = Instant::now() + MAX_WAIT;
@@ -161,16 +172,21 @@ pub async fn client_bytes(client: &mut Stream, idle: Duration, mut limited: impl
     }
 }
 
-/// Waits, without limit, until one side of a tentative connection speaks or ends.
+/// Waits until one side of a tentative connection speaks or ends, or the sidecar is `ending`.
 ///
 /// # Errors
-/// If either side breaks.
-pub async fn who_speaks(client: &mut Stream, server: &mut Stream) -> io::Result<Speaker> {
+/// If either side breaks, or both were silent to the end.
+pub async fn who_speaks(
+    client: &mut Stream,
+    server: &mut Stream,
+    ending: impl Future<Output = ()>,
+) -> io::Result<Speaker> {
     tokio::select! {
         // Both at once: client bytes decide as ever.
         biased;
         read = client.read_ahead(MAX_BYTES) => read.map(|_| Speaker::Client),
         read = server.read_ahead(MAX_BYTES) => read.map(|_| Speaker::Server),
+        () = ending => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 

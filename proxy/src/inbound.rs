@@ -51,8 +51,7 @@ impl Inbound<'_> {
         if self.may_wait_for_server() && !self.client_speaks(&mut client).await? {
             // A client that is silent may wait for the application to speak.
             let mut server = self.dial_or_abort(&mut client).await?;
-            let speaker =
-                detect::who_speaks(&mut client, &mut server.stream).await.map_err(|_| Cause::DownstreamClosed)?;
+            let speaker = self.who_speaks(&mut client, &mut server).await?;
             if speaker == Speaker::Server {
                 return self.relay(client, Some(server), None).await;
             }
@@ -81,7 +80,13 @@ impl Inbound<'_> {
     async fn sniff(&self, client: &mut Stream) -> Result<Sniffed, Cause> {
         let metrics = &self.worker.shared.metrics.connections;
         let limited = |limit| metrics.detection_limited(Direction::Inbound, limit);
-        detect::client_bytes(client, serve::HEAD_TIMEOUT, limited).await.map_err(|_| Cause::DownstreamClosed)
+        let sniffed = detect::client_bytes(client, serve::HEAD_TIMEOUT, self.worker.ending(), limited).await;
+        sniffed.map_err(|_| Cause::DownstreamClosed)
+    }
+
+    async fn who_speaks(&self, client: &mut Stream, server: &mut opaque::Dialled) -> Result<Speaker, Cause> {
+        let speaker = detect::who_speaks(client, &mut server.stream, self.worker.ending()).await;
+        speaker.map_err(|_| Cause::DownstreamClosed)
     }
 
     /// Reads until the ClientHello tells whose it is.
@@ -127,7 +132,7 @@ impl Inbound<'_> {
         if !self.has_http_rules() {
             return self.relay(client, Some(server), Some(caller)).await;
         }
-        let speaker = detect::who_speaks(&mut client, &mut server.stream).await.map_err(|_| Cause::DownstreamClosed)?;
+        let speaker = self.who_speaks(&mut client, &mut server).await?;
         if speaker == Speaker::Client {
             match self.sniff(&mut client).await? {
                 Sniffed::Http1 => {

@@ -125,7 +125,7 @@ impl Outbound<'_> {
                 return Err(error.cause);
             }
         };
-        match detect::who_speaks(&mut client, &mut server.stream).await.map_err(gone)? {
+        match detect::who_speaks(&mut client, &mut server.stream, self.worker.ending()).await.map_err(gone)? {
             Speaker::Client => self.by_client_bytes(client, listener, Some(server)).await,
             Speaker::Server => {
                 seen.server_first.store(self.worker.shared.now().0.max(1), Ordering::Relaxed);
@@ -160,9 +160,8 @@ impl Outbound<'_> {
 
     async fn sniff(&self, client: &mut Stream) -> Result<Sniffed, Cause> {
         let metrics = &self.worker.shared.metrics.connections;
-        detect::client_bytes(client, serve::HEAD_TIMEOUT, |limit| metrics.detection_limited(Direction::Outbound, limit))
-            .await
-            .map_err(gone)
+        let limited = |limit| metrics.detection_limited(Direction::Outbound, limit);
+        detect::client_bytes(client, serve::HEAD_TIMEOUT, self.worker.ending(), limited).await.map_err(gone)
     }
 
     async fn http1(&self, client: Stream) {

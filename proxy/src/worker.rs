@@ -17,7 +17,7 @@ use tokio::task::LocalSet;
 use crate::applications::Applications;
 use crate::balance::Loads;
 use crate::config::Config;
-use crate::drain::Drain;
+use crate::drain::{Drain, Phase};
 use crate::metrics::{AccessLog, Metrics, RequestCache, TcpCache};
 use crate::tables::{Destination, Tables};
 use crate::upstream::{Dialer, Pools};
@@ -114,6 +114,11 @@ impl Worker {
             request_series: RefCell::default(),
             tcp_series: RefCell::default(),
         })
+    }
+
+    /// Waits until only what is in flight is to be finished: a connection on which nothing was ever said is not.
+    pub async fn ending(&self) {
+        self.shared.drain.reached(Phase::Terminating).await;
     }
 }
 

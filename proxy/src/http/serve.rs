@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Notify;
 
 use super::request::{self, Connection};
 use super::{
@@ -53,7 +54,11 @@ pub async fn http1(connection: Rc<Connection>, stream: Stream) {
 /// Serves HTTP/2 on `stream` until it ends.
 pub async fn http2(connection: Rc<Connection>, stream: Stream) {
     let window = if connection.is_from_sidecar() { SHARED_WINDOW_BYTES } else { CONNECTION_WINDOW_BYTES };
-    let service = service_fn(|request| request::handle(connection.clone(), request));
+    let asked = Notify::new();
+    let service = service_fn(|request| {
+        asked.notify_one();
+        request::handle(connection.clone(), request)
+    });
     let served = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -66,13 +71,24 @@ pub async fn http2(connection: Rc<Connection>, stream: Stream) {
     let mut served = pin!(served);
     let ended = tokio::select! {
         ended = &mut served => ended,
-        () = connection.worker.shared.drain.reached(Phase::Draining) => {
+        () = told_to_go(&connection, &asked) => {
             served.as_mut().graceful_shutdown();
             served.await
         }
         () = end_of(connection.ends) => return,
     };
     note_end(&connection, ended);
+}
+
+/// Draining, and there was a request: a GOAWAY before the first one sends a client away that waits for our SETTINGS before
+/// it uses a connection, as clients of gRPC do, and the next connection would be of no more use to it.
+async fn told_to_go(connection: &Connection, asked: &Notify) {
+    let drain = &connection.worker.shared.drain;
+    drain.reached(Phase::Draining).await;
+    tokio::select! {
+        () = asked.notified() => {}
+        () = drain.reached(Phase::Terminating) => {}
+    }
 }
 
 /// The peer's certificate has long expired.
