@@ -31,3 +31,14 @@ fn installed(file: &str) -> PathBuf {
 }
 
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/pypi");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "loom/server is not there: run scripts/test")]
+    fn what_is_missing_is_named_with_how_to_get_it() {
+        installed("loom/server");
+    }
+}

@@ -1,6 +1,8 @@
 //! Certificates of workloads: exchanged under load without a dropped connection, refused once they have ended or their
 //! root is gone, given only for a token that fits, and good for OpenSSL.
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Stdio;

@@ -1,6 +1,8 @@
 //! How a sidecar ends: draining tells every connection to go and serves all of it, SIGTERM finishes what is in flight,
 //! and a workload that is killed costs no request where there is another one.
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};

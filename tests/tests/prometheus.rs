@@ -1,6 +1,8 @@
 //! What Prometheus sees of a mesh: pages that `promtool` finds nothing wrong with, counts that are right when a real
 //! Prometheus has scraped them, labels that say who called whom, and no more series than there are edges.
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::net::SocketAddr;

@@ -5,10 +5,14 @@
 
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier;
+use envoy_types::pb::envoy::config::accesslog::v3::{AccessLogFilter, ResponseFlagFilter};
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::http1_protocol_options::{HeaderKeyFormat, header_key_format};
 use envoy_types::pb::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, SchemeHeaderTransformation, TypedExtensionConfig,
+    HeaderValue, HeaderValueOption, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions,
+    SchemeHeaderTransformation, TypedExtensionConfig,
 };
 use envoy_types::pb::envoy::config::listener::v3::Filter;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
@@ -18,7 +22,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     SetCurrentClientCertDetails, UpgradeConfig,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, HttpFilter, RequestIdExtension, http_filter,
+    HttpConnectionManager, HttpFilter, LocalReplyConfig, RequestIdExtension, ResponseMapper, http_filter,
 };
 use envoy_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
@@ -50,13 +54,24 @@ pub enum Side {
     Inbound {
         /// Paths are rewritten to their normal form before policies read them.
         normalize: bool,
+        /// Who sends them.
+        caller: Caller,
     },
+}
+
+/// Who sends requests for the application.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    /// A sidecar: it is told what was never delivered, so that it may try another endpoint.
+    Sidecar,
+    /// Anyone, without identity.
+    Anyone,
 }
 
 impl Manager {
     /// The network filter.
     pub fn filter(self) -> Filter {
-        let normalize = self.side == Side::Inbound { normalize: true };
+        let normalize = matches!(self.side, Side::Inbound { normalize: true, .. });
         let mut http_filters = self.filters;
         let router = Router { suppress_envoy_headers: true, ..Router::default() };
         http_filters.push(http_filter(ROUTER, pb::any(&router)));
@@ -83,7 +98,10 @@ impl Manager {
         };
         let manager = match self.side {
             Side::Outbound => manager,
-            Side::Inbound { .. } => inbound(manager),
+            Side::Inbound { caller: Caller::Anyone, .. } => inbound(manager),
+            Side::Inbound { caller: Caller::Sidecar, .. } => {
+                HttpConnectionManager { local_reply_config: Some(undelivered()), ..inbound(manager) }
+            }
         };
         chain::network("envoy.filters.network.http_connection_manager", &manager)
     }
@@ -102,6 +120,22 @@ fn inbound(manager: HttpConnectionManager) -> HttpConnectionManager {
         }),
         ..manager
     }
+}
+
+/// Marks the answer to a request for which the application could not be reached.
+fn undelivered() -> LocalReplyConfig {
+    let unreachable = ResponseFlagFilter { flags: vec![UPSTREAM_UNREACHABLE.to_owned()] };
+    let mark = HeaderValueOption {
+        header: Some(HeaderValue { key: UNDELIVERED.to_owned(), value: "true".to_owned(), ..HeaderValue::default() }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd as i32,
+        ..HeaderValueOption::default()
+    };
+    let mapper = ResponseMapper {
+        filter: Some(AccessLogFilter { filter_specifier: Some(FilterSpecifier::ResponseFlagFilter(unreachable)) }),
+        headers_to_add: vec![mark],
+        ..ResponseMapper::default()
+    };
+    LocalReplyConfig { mappers: vec![mapper], ..LocalReplyConfig::default() }
 }
 
 /// An HTTP filter.
@@ -178,6 +212,13 @@ fn escaped_slashes(normalize: bool) -> PathWithEscapedSlashesAction {
 pub const OFFER: &str = "envoy.filters.http.set_filter_state";
 /// The last filter of every connection manager, gRPC's included.
 pub(in crate::emit) const ROUTER: &str = "envoy.filters.http.router";
+
+/// By this header a sidecar says that a request never reached its application; believed between sidecars only.
+pub const UNDELIVERED: &str = "x-heddle-undelivered";
+/// By this header a sidecar names the cause of its own answer.
+pub const ERROR: &str = "x-heddle-error";
+/// Envoy's flag of an answer it gave because it could not connect (Envoy, "Access logging", `%RESPONSE_FLAGS%`).
+const UPSTREAM_UNREACHABLE: &str = "UF";
 
 /// KiB of headers in a request: the sidecar's own limit.
 const HEADERS_KB: u32 = 64;

@@ -25,7 +25,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
 use heddle_xds::resource::{INBOUND, Kind, Resource};
 
-use super::http::{Manager, Side};
+use super::http::{self, Caller, Manager, Side};
 use super::outbound::NOWHERE;
 use super::{INBOUND_PORT, OUTBOUND_PORT, Out, Settings, chain, cluster, families, family_name, rbac, route, tls};
 use crate::emit::pb;
@@ -103,15 +103,17 @@ impl Port<'_> {
         let [http1, http2, opaque] = [tls::OFFER_HTTP1[0], tls::OFFER_HTTP2[0], tls::OFFER_TCP[0]];
         match self.port.protocol {
             Protocol::Tcp => vec![chain("mtls", &[http1, http2, opaque], self.relay())],
-            Protocol::Http2 => vec![chain("mtls", &[http1, http2, opaque], self.http(CodecType::Http2))],
+            Protocol::Http2 => {
+                vec![chain("mtls", &[http1, http2, opaque], self.http(CodecType::Http2, Caller::Sidecar))]
+            }
             Protocol::Http => vec![
-                chain("mtls-http1", &[http1], self.http(CodecType::Http1)),
-                chain("mtls-http2", &[http2], self.http(CodecType::Http2)),
-                chain("mtls-tcp", &[opaque], self.http(CodecType::Auto)),
+                chain("mtls-http1", &[http1], self.http(CodecType::Http1, Caller::Sidecar)),
+                chain("mtls-http2", &[http2], self.http(CodecType::Http2, Caller::Sidecar)),
+                chain("mtls-tcp", &[opaque], self.http(CodecType::Auto, Caller::Sidecar)),
             ],
             Protocol::Detect => vec![
-                chain("mtls-http1", &[http1], self.http(CodecType::Http1)),
-                chain("mtls-http2", &[http2], self.http(CodecType::Http2)),
+                chain("mtls-http1", &[http1], self.http(CodecType::Http1, Caller::Sidecar)),
+                chain("mtls-http2", &[http2], self.http(CodecType::Http2, Caller::Sidecar)),
                 chain("mtls-tcp", &[opaque], self.relay()),
             ],
         }
@@ -124,11 +126,21 @@ impl Port<'_> {
         let tls = self.chain("tls", chain::tls(self.matches(), &[]), self.relay(), None);
         let mut chains = match self.port.protocol {
             Protocol::Tcp => vec![self.chain("raw", any_raw(), self.relay(), None)],
-            Protocol::Http => vec![self.chain("raw", any_raw(), self.http(CodecType::Auto), None)],
-            Protocol::Http2 => vec![self.chain("raw", any_raw(), self.http(CodecType::Http2), None)],
+            Protocol::Http => vec![self.chain("raw", any_raw(), self.http(CodecType::Auto, Caller::Anyone), None)],
+            Protocol::Http2 => vec![self.chain("raw", any_raw(), self.http(CodecType::Http2, Caller::Anyone), None)],
             Protocol::Detect => vec![
-                self.chain("raw-http1", raw(&chain::INSPECTED_HTTP1), self.http(CodecType::Http1), None),
-                self.chain("raw-http2", raw(&chain::INSPECTED_HTTP2), self.http(CodecType::Http2), None),
+                self.chain(
+                    "raw-http1",
+                    raw(&chain::INSPECTED_HTTP1),
+                    self.http(CodecType::Http1, Caller::Anyone),
+                    None,
+                ),
+                self.chain(
+                    "raw-http2",
+                    raw(&chain::INSPECTED_HTTP2),
+                    self.http(CodecType::Http2, Caller::Anyone),
+                    None,
+                ),
                 self.chain("raw", any_raw(), self.relay(), None),
             ],
         };
@@ -151,16 +163,18 @@ impl Port<'_> {
         chain::chain(&format!("{}/{suffix}", self.name()), matches, filters, socket)
     }
 
-    fn http(&self, codec: CodecType) -> Vec<Filter> {
+    fn http(&self, codec: CodecType, caller: Caller) -> Vec<Filter> {
         let name = self.name();
         // The default rule's timeouts and retries: none, and what was never delivered.
         let rule = Route::default_to(ResourceName::service_port(&ServiceName::new("", ""), 0)).rule;
+        let routes = vec![route::all_to(&name, &rule)];
         let manager = Manager {
-            routes: RouteSpecifier::RouteConfig(route::configuration(&name, vec![route::all_to(&name, &rule)])),
+            // Only a sidecar may speak for the mesh, so the application's own end here.
+            routes: RouteSpecifier::RouteConfig(route::configuration(&name, routes, &[http::UNDELIVERED, http::ERROR])),
             stat_prefix: name,
             codec,
             filters: rbac::http_filters(&self.port.policies),
-            side: Side::Inbound { normalize: rbac::reads_paths(&self.port.policies) },
+            side: Side::Inbound { normalize: rbac::reads_paths(&self.port.policies), caller },
         };
         vec![manager.filter()]
     }

@@ -11,11 +11,14 @@
 //! - An endpoint may show any identity of its cluster; the sidecar expects one exactly.
 //! - A client silent for [`Settings::detection_timeout`] on an undeclared port is opaque for that connection; there is no
 //!   tentative connection. Bytes inside `heddle-tcp` are never sniffed for HTTP, so HTTP rules fail closed there.
+//! - Authorization of opaque bytes waits for the client's first one, and the application is dialled before: a caller that
+//!   is then refused may have had the greeting of a server that speaks first, but is never heard itself.
 //! - Ports of a workload that no object mentions are relayed as opaque bytes, over mutual TLS where it is meshed.
 //! - Least request takes the place of P2C with peak EWMA.
 //! - Where a port has path rules, the application sees the normalised path, `%2f` as a slash; `..;x` is no dot segment.
 //! - `date`, `x-forwarded-proto` and, in redirects to another port, an explicit well-known port are Envoy's own.
-//!   There is no `x-heddle-error` and no `x-heddle-undelivered`.
+//!   There is no `x-heddle-error`; what is `undelivered` is marked by the header in HTTP/2 too, and believed of an endpoint
+//!   in plaintext as well.
 //! - Header changes cannot add to or remove Host, a backend cannot rewrite the path or redirect, and of the gRPC codes
 //!   only 1, 4, 8, 13 and 14 can be retried.
 //! - Upgrades other than WebSocket are not passed on.

@@ -5,16 +5,28 @@
 
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::route::v3::RetryPolicy as PbRetryPolicy;
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate};
+use envoy_types::pb::envoy::config::route::v3::{HeaderMatcher, RetryPolicy as PbRetryPolicy};
 use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 
+use super::http;
 use crate::emit::pb;
 use crate::model::Rule;
 use crate::model::route::RetryPolicy;
 
-/// The policy of a rule.
+/// The policy of a rule for attempts at endpoints.
 pub fn policy(rule: &Rule) -> PbRetryPolicy {
+    let local = to_application(rule);
+    PbRetryPolicy {
+        retry_on: format!("{},retriable-headers", local.retry_on),
+        retriable_headers: vec![undelivered()],
+        ..local
+    }
+}
+
+/// The policy of a rule for attempts at the application of the sidecar's own pod, which is believed nothing.
+pub fn to_application(rule: &Rule) -> PbRetryPolicy {
     let conditions = conditions(rule.retry.as_ref());
     let policy = PbRetryPolicy {
         retry_on: conditions.join(","),
@@ -66,6 +78,15 @@ fn conditions(retry: Option<&RetryPolicy>) -> Vec<&'static str> {
     conditions
 }
 
+/// The sidecar there says that it could not reach its application.
+fn undelivered() -> HeaderMatcher {
+    HeaderMatcher {
+        name: http::UNDELIVERED.to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+        ..HeaderMatcher::default()
+    }
+}
+
 fn another_host() -> RetryHostPredicate {
     RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
@@ -95,7 +116,7 @@ mod tests {
     #[test]
     fn without_a_policy_only_the_undelivered_is_tried_again() {
         let policy = policy(&rule(None));
-        assert_eq!(policy.retry_on, "connect-failure,refused-stream,reset-before-request");
+        assert_eq!(policy.retry_on, "connect-failure,refused-stream,reset-before-request,retriable-headers");
         assert_eq!(policy.num_retries, Some(pb::uint32(2)));
     }
 
@@ -112,7 +133,8 @@ mod tests {
 
         let policy = policy(&rule(Some(retry)));
 
-        let expected = "connect-failure,refused-stream,reset-before-request,reset,retriable-status-codes,unavailable";
+        let expected = "connect-failure,refused-stream,reset-before-request,reset,retriable-status-codes,unavailable,\
+                        retriable-headers";
         assert_eq!(policy.retry_on, expected);
         assert_eq!(policy.num_retries, Some(pb::uint32(4)));
         assert_eq!(policy.retriable_status_codes, [503]);

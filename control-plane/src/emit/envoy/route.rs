@@ -34,28 +34,31 @@ pub type Clusters<'m> = BTreeMap<&'m ResourceName, &'m Cluster>;
 /// A route table, for clients that dial `port`.
 pub fn table(table: &RouteTable, port: u16, clusters: &Clusters<'_>) -> Resource {
     let routes = table.routes.iter().map(|route| self::route(route, port, clusters)).collect();
-    let message = configuration(table.name.as_str(), routes);
+    // What a sidecar says to a sidecar is not the client's to see.
+    let message = configuration(table.name.as_str(), routes, &[http::UNDELIVERED]);
     Resource::encode(table.name.shared(), &message, pb::sources(&table.sources))
 }
 
-/// Routes for every host.
-pub fn configuration(name: &str, routes: Vec<PbRoute>) -> RouteConfiguration {
+/// Routes for every host; the response headers `removed` end here.
+pub fn configuration(name: &str, routes: Vec<PbRoute>, removed: &[&str]) -> RouteConfiguration {
     let host = VirtualHost { name: name.to_owned(), domains: vec!["*".to_owned()], routes, ..VirtualHost::default() };
     RouteConfiguration {
         name: name.to_owned(),
         virtual_hosts: vec![host],
+        response_headers_to_remove: removed.iter().map(|name| (*name).to_owned()).collect(),
         validate_clusters: Some(pb::boolean(false)),
         ..RouteConfiguration::default()
     }
 }
 
-/// Everything to `cluster`, with no time limit.
+/// Everything to the application behind `cluster`, with no time limit.
 pub fn all_to(cluster: &str, rule: &Rule) -> PbRoute {
     PbRoute {
         name: rule.name.to_string(),
         r#match: Some(PbRouteMatch { path_specifier: Some(path::specifier(None)), ..PbRouteMatch::default() }),
         action: Some(Action::Route(RouteAction {
             cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+            retry_policy: Some(retry::to_application(rule)),
             ..forward(rule)
         })),
         ..PbRoute::default()
