@@ -39,7 +39,14 @@ impl Current {
         let mut server = server_config(&identity, roots.clone(), ClientAuth::Required)?;
         server.alpn_protocols = [Alpn::Http2, Alpn::Http1, Alpn::Tcp].map(|alpn| alpn.negotiated().to_vec()).to_vec();
         let principal = identity.id().to_string().into();
-        let held = Held { principal, identity, roots, server: Arc::new(server), clients: Mutex::default(), handshakes: AtomicU64::new(0) };
+        let held = Held {
+            principal,
+            identity,
+            roots,
+            server: Arc::new(server),
+            clients: Mutex::default(),
+            handshakes: AtomicU64::new(0),
+        };
         self.0.store(Some(Arc::new(held)));
         Ok(())
     }
