@@ -281,7 +281,9 @@ fn whatever_clients_and_servers_write_makes_no_series() {
     eventually("all are counted", || (counted() == (68.0, 68.0)).then_some(()));
     for (before, after) in before.iter().zip(&pods.map(metrics::page)) {
         let (before, after) = (series(before), series(after));
-        assert_eq!(after.difference(&before).collect::<Vec<_>>(), Vec::<&&str>::new());
+        // A connection that idled out meanwhile is made again and resumed: that is no client's word.
+        let grown = after.difference(&before).filter(|series| !series.starts_with("heddle_tls_handshakes_total"));
+        assert_eq!(grown.collect::<Vec<_>>(), Vec::<&&str>::new());
     }
 
     // A server that makes up statuses.
