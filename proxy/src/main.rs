@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use heddle_proxy::commands::{self, Command};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The Heddle sidecar.
 #[derive(Debug, Parser)]
 #[command(version)]
