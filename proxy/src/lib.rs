@@ -17,6 +17,7 @@ pub mod commands;
 pub mod config;
 pub mod detect;
 pub mod drain;
+pub mod gather;
 pub mod http;
 pub mod identity;
 pub mod inbound;

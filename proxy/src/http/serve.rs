@@ -15,6 +15,7 @@ use super::{
     SHARED_WINDOW_BYTES, STREAM_WINDOW_BYTES,
 };
 use crate::drain::Phase;
+use crate::gather::Gather;
 use crate::stream::Stream;
 
 /// Longest wait for a request's head once its connection is open or its predecessor is answered; idle keep-alive
@@ -67,7 +68,7 @@ pub async fn http2(connection: Rc<Connection>, stream: Stream) {
         .max_header_list_size(MAX_HEAD_BYTES as u32)
         .max_send_buf_size(STREAM_WINDOW_BYTES as usize)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Gather::new(stream)), service);
     let mut served = pin!(served);
     let ended = tokio::select! {
         ended = &mut served => ended,

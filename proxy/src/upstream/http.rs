@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::connect::Dialled;
 use crate::balance::breaker::Permit;
+use crate::gather::Gather;
 use crate::http::body::RequestBody;
 use crate::http::{self, CONNECTION_BUFFER_BYTES, LocalExecutor, MAX_HEAD_BYTES, MAX_HEADER_FIELDS};
 use crate::tls::Alpn;
@@ -88,7 +89,7 @@ pub async fn http2(dialled: Dialled, permit: Permit) -> hyper::Result<http2::Sen
         .initial_connection_window_size(http::SHARED_WINDOW_BYTES)
         .max_header_list_size(MAX_HEAD_BYTES as u32)
         .max_send_buf_size(http::STREAM_WINDOW_BYTES as usize)
-        .handshake(TokioIo::new(dialled.stream))
+        .handshake(TokioIo::new(Gather::new(dialled.stream)))
         .await?;
     drive(connection, dialled.ends, permit);
     Ok(sender)
