@@ -20,19 +20,20 @@ use crate::worker::Worker;
 
 /// Serves the connection to its end.
 pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
-    let metrics = &worker.shared.metrics.connections;
-    let Some(_open) = metrics.open(Direction::Inbound, worker.shared.config.max_connections) else {
-        return metrics.refused(Direction::Inbound, Cause::Overflow);
-    };
+    let shared = &worker.shared;
     let Accepted { stream, peer, original_dst } = accepted;
-    let Some(in_force) = worker.shared.tables.load().inbound.clone() else {
-        return metrics.refused(Direction::Inbound, Cause::ConfigUnavailable);
+    let refused = |cause| shared.refused(Direction::Inbound, peer, Some(original_dst), cause);
+    let Some(_open) = shared.metrics.connections.open(Direction::Inbound, shared.config.max_connections) else {
+        return refused(Cause::Overflow);
+    };
+    let Some(in_force) = shared.tables.load().inbound.clone() else {
+        return refused(Cause::ConfigUnavailable);
     };
     let port = in_force.port(original_dst.port()).clone();
-    let application = worker.shared.applications.cluster(original_dst, &port);
+    let application = shared.applications.cluster(original_dst, &port);
     let connection = Inbound { worker: &worker, peer, original_dst, port, application };
     if let Err(cause) = connection.serve(stream.into()).await {
-        metrics.refused(Direction::Inbound, cause);
+        refused(cause);
     }
 }
 

@@ -97,7 +97,7 @@ async fn accept(worker: &Rc<Worker>, listener: StdListener, direction: Direction
                 let _ = stream.set_nodelay(true);
                 serve(Accepted { stream, peer, original_dst });
             }
-            _ => metrics.refused(direction, Cause::Loop),
+            original_dst => worker.shared.refused(direction, peer, original_dst, Cause::Loop),
         }
     }
 }

@@ -25,9 +25,10 @@ const SERVER_FIRST_MEMORY_MS: u64 = 5 * 60 * 1000;
 
 /// Serves the connection to its end.
 pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
-    let metrics = &worker.shared.metrics.connections;
-    let Some(_open) = metrics.open(Direction::Outbound, worker.shared.config.max_connections) else {
-        return metrics.refused(Direction::Outbound, Cause::Overflow);
+    let shared = &worker.shared;
+    let refused = |cause| shared.refused(Direction::Outbound, accepted.peer, Some(accepted.original_dst), cause);
+    let Some(_open) = shared.metrics.connections.open(Direction::Outbound, shared.config.max_connections) else {
+        return refused(Cause::Overflow);
     };
     let stream = Stream::from(accepted.stream);
     let connection = Outbound { worker: &worker, peer: accepted.peer, original_dst: accepted.original_dst };
@@ -37,7 +38,7 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
         Err(cause) => Err(cause),
     };
     if let Err(cause) = served {
-        metrics.refused(Direction::Outbound, cause);
+        refused(cause);
     }
 }
 

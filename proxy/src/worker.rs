@@ -18,7 +18,8 @@ use crate::applications::Applications;
 use crate::balance::Loads;
 use crate::config::Config;
 use crate::drain::{Drain, Phase};
-use crate::metrics::{AccessLog, Metrics, RequestCache, TcpCache};
+use crate::http::error::Cause;
+use crate::metrics::{AccessLog, AccessLogLine, Direction, Metrics, RequestCache, TcpCache};
 use crate::tables::{Destination, Tables};
 use crate::upstream::{Dialer, Pools};
 use crate::{listen, tables};
@@ -69,6 +70,15 @@ impl Shared {
 }
 
 impl Shared {
+    /// A connection of `peer` to `original_dst`, if it is known, was closed unserved.
+    pub fn refused(&self, direction: Direction, peer: SocketAddr, original_dst: Option<SocketAddr>, cause: Cause) {
+        self.metrics.connections.refused(direction, cause);
+        if self.access_log.is_on() {
+            let mut line = AccessLogLine::refused(direction, peer, original_dst, cause);
+            self.access_log.write(&mut line, Duration::ZERO);
+        }
+    }
+
     /// What is known of an original destination; asks the control plane if nobody has yet, and all that ask share the
     /// wait. `None`: there was no answer in time.
     pub async fn destination(&self, original_dst: SocketAddr) -> Option<Destination> {

@@ -1,8 +1,7 @@
 //! Each cause of a failure, provoked: status, `x-heddle-error`, gRPC status, the `cause` label and the access log say
 //! the same.
 //!
-//! Failures of a connection before it carries a request have the label only: there is nobody to answer, and no line
-//! for what was never served.
+//! Failures of a connection before it carries a request have the label and the line: there is nobody to answer.
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
@@ -351,10 +350,10 @@ fn provoke(log: &Captured, Pods { client, server, bare }: &Pods, cause: Cause, g
             // Left with more unread, so that the sidecar's next write is refused.
             answers.bytes(1).unwrap();
         }),
-        Seen::Closed(bytes) => closed(client, "outbound", cause, || talk::exchange(client, vip(cause), bytes)),
+        Seen::Closed(bytes) => closed(log, client, "outbound", cause, || talk::exchange(client, vip(cause), bytes)),
         Seen::ClosedInbound(port) => {
             let bytes = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-            closed(server, "inbound", cause, || talk::exchange(bare, server.v4(port), bytes));
+            closed(log, server, "inbound", cause, || talk::exchange(bare, server.v4(port), bytes));
         }
         Seen::Never => {}
     }
@@ -374,15 +373,21 @@ fn before_an_answer(client: &MeshPod, cause: Cause) {
     drop(stream);
 }
 
-/// One more connection is refused with this cause than before `provoke`, and nothing was answered.
-fn closed(pod: &MeshPod, direction: &str, cause: Cause, provoke: impl FnOnce() -> Vec<u8>) {
+/// One more connection is refused with this cause than before `provoke`, and has its line; nothing was answered.
+fn closed(log: &Captured, pod: &MeshPod, direction: &str, cause: Cause, provoke: impl FnOnce() -> Vec<u8>) {
     let labels = [format!("direction=\"{direction}\""), format!("cause=\"{}\"", cause.name())];
     let refused = || {
         let labels = labels.each_ref().map(String::as_str);
-        metrics::sum(&metrics::page(pod), "heddle_downstream_connections_refused_total", &labels)
+        let counted = metrics::sum(&metrics::page(pod), "heddle_downstream_connections_refused_total", &labels);
+        let lines = log.json();
+        let ours = lines.iter().filter(|line| line["original_destination"].is_string());
+        let ours = ours.filter(|line| line["direction"] == direction && line["cause"] == cause.name());
+        (counted, ours.count())
     };
     let before = refused();
     let answer = provoke();
     assert!(answer.is_empty(), "{cause:?}: {}", String::from_utf8_lossy(&answer));
-    eventually(&format!("{cause:?} is counted"), || (refused() == before + 1.0).then_some(()));
+    eventually(&format!("{cause:?} is counted and logged"), || {
+        (refused() == (before.0 + 1.0, before.1 + 1)).then_some(())
+    });
 }

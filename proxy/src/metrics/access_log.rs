@@ -1,4 +1,5 @@
-//! The access log: one line a request or opaque connection, as JSON or text, off by default.
+//! The access log: one line a request, an opaque connection or a connection that was refused, as JSON or text, off by
+//! default.
 //!
 //! Lines go to a thread of their own through a bounded queue: a slow reader of standard output never slows a request;
 //! lines that find the queue full are dropped and counted.
@@ -14,7 +15,8 @@ use http::request::Parts;
 use prometheus::{IntCounter, Registry};
 use serde::Serialize;
 
-use super::edges;
+use super::{Direction, edges};
+use crate::http::error::Cause;
 
 /// How lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize)]
@@ -115,6 +117,9 @@ pub struct Line {
     destination_workload: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<SocketAddr>,
+    /// Where the other end meant to connect, of a connection that was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_destination: Option<SocketAddr>,
     /// The endpoint that was used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<SocketAddr>,
@@ -160,6 +165,18 @@ impl Line {
     pub fn tcp() -> Self {
         let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         Self { start, ..Self::default() }
+    }
+
+    /// About a connection of `peer` to `original_dst` that was closed unserved.
+    pub fn refused(direction: Direction, peer: SocketAddr, original_dst: Option<SocketAddr>, cause: Cause) -> Self {
+        Self {
+            direction: direction.name().to_owned(),
+            protocol: "tcp".to_owned(),
+            peer: Some(peer),
+            original_destination: original_dst,
+            cause: Some(cause.name()),
+            ..Self::tcp()
+        }
     }
 
     /// Who talked to whom; `labels` as [`edges::LABELS`].

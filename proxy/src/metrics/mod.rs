@@ -15,7 +15,7 @@ mod retries;
 mod state;
 mod tcp;
 
-pub use access_log::{AccessLog, Format as AccessLogFormat, StartError};
+pub use access_log::{AccessLog, Format as AccessLogFormat, Line as AccessLogLine, StartError};
 pub use authorization::Authorization;
 pub use connections::{Connections, Open};
 pub use handshakes::Handshakes;
