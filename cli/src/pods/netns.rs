@@ -1,9 +1,9 @@
-//! One network namespace without a name, held by a descriptor.
+//! One network namespace, held by a descriptor.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -60,17 +60,32 @@ impl Netns {
     /// # Errors
     /// If the kernel does not allow it or there is no thread to be had.
     pub fn new() -> Result<Self, Error> {
+        Self::kept_by(|| unshare_here().map_err(Error::Create))
+    }
+
+    /// The namespace that `path` names, one that others made: `/proc/<pid>/ns/net`, or a file below `/run/netns`. It
+    /// stays when this is dropped.
+    ///
+    /// # Errors
+    /// If `path` is not a network namespace that may be entered or there is no thread to be had.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let path = path.to_owned();
+        Self::kept_by(move || enter(&path).map_err(Error::Enter))
+    }
+
+    /// The namespace into which `move_into` moves the keeper thread.
+    fn kept_by(move_into: impl FnOnce() -> Result<OwnedFd, Error> + Send + 'static) -> Result<Self, Error> {
         let (made, namespace) = mpsc::sync_channel(1);
         let (work, orders) = mpsc::channel::<Start>();
         let keeper = thread::Builder::new().name("netns-keeper".into()).spawn(move || {
-            let _ = made.send(unshare_here());
+            let _ = made.send(move_into());
             for (command, started) in orders {
                 // The other end waits for this answer.
                 let _ = started.send(Child::spawn(command));
             }
         });
         let keeper = keeper.map_err(Error::Thread)?;
-        let namespace = namespace.recv().unwrap_or_else(|_| Err(keeper_gone())).map_err(Error::Create)?;
+        let namespace = namespace.recv().unwrap_or_else(|_| Err(Error::Create(keeper_gone())))?;
         Ok(Self { namespace, work: Some(work), keeper: Some(keeper) })
     }
 
@@ -135,6 +150,13 @@ fn unshare_here() -> io::Result<OwnedFd> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     // The thread's own entry; /proc/self is the main thread's.
     Ok(File::open("/proc/thread-self/ns/net")?.into())
+}
+
+/// Moves the calling thread into the namespace that `path` names.
+fn enter(path: &Path) -> io::Result<OwnedFd> {
+    let namespace = OwnedFd::from(File::open(path)?);
+    setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+    Ok(namespace)
 }
 
 fn keeper_gone() -> io::Error {
