@@ -10,6 +10,7 @@
     reason = "a failed set-up fails the test"
 )]
 
+pub mod cluster;
 pub mod envoy;
 pub mod h2c;
 pub mod live;
