@@ -1,6 +1,7 @@
 //! The cluster itself, without Heddle: what the other tests take for granted.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Command;
 
 use heddle_tests::cluster::Cluster;
 use heddle_tests::eventually;
@@ -49,6 +50,35 @@ fn a_name_outside_the_cluster_is_refused_at_once() {
     let output = namespace.try_exec("client", &["timeout", "2", "nslookup", "loom.example."]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("NXDOMAIN"), "{output:?}");
+}
+
+#[test]
+fn an_image_made_from_files_of_this_machine_runs_in_a_pod_by_its_short_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let archive = directory.path().join("loom.tar");
+    let image = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/image"))
+        .args(["--name=loom:1", "--entrypoint=/bin/cat", "--cmd=/etc/pattern", "--user=1337"])
+        .arg(format!("--output={}", archive.display()))
+        .args(["/bin/cat=/bin/busybox", concat!("/etc/pattern=", env!("CARGO_MANIFEST_DIR"), "/Cargo.toml:0444")])
+        .status();
+    assert!(image.unwrap().success());
+    let cluster = Cluster::running();
+    cluster.load_images([&archive]);
+
+    let namespace = cluster.namespace("images");
+    namespace.kubectl(["run", "loom", "--image=loom:1", "--image-pull-policy=Never", "--restart=Never"]);
+    namespace.wait("pod/loom", "jsonpath={.status.phase}=Succeeded");
+    assert_eq!(namespace.kubectl(["logs", "loom"]), include_str!("../../Cargo.toml").trim());
+}
+
+#[test]
+fn commands_and_code_run_inside_the_node() {
+    let cluster = Cluster::running();
+    let said = cluster.in_node("sh").args(["-c", "hostname && kubectl get nodes --output=name"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "node1\nnode/node1\n", "{said:?}");
+    let kubeconfig = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
+    assert!(kubeconfig.contains("https://10.250.0.1:6443"), "{kubeconfig}");
+    cluster.network().run(|| TcpStream::connect("10.250.0.1:6443").unwrap()).unwrap();
 }
 
 /// A Deployment of two pods that answer with their names, its Service, and a pod to ask from.
