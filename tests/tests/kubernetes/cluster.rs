@@ -53,11 +53,11 @@ fn a_name_outside_the_cluster_is_refused_at_once() {
 }
 
 #[test]
-fn an_image_made_from_files_of_this_machine_runs_in_a_pod_by_its_short_name() {
+fn an_image_made_from_files_of_this_machine_runs_in_a_pod() {
     let directory = tempfile::tempdir().unwrap();
     let archive = directory.path().join("loom.tar");
     let image = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/image"))
-        .args(["--name=loom:1", "--entrypoint=/bin/cat", "--cmd=/etc/pattern", "--user=1337"])
+        .args(["--name=local.test/loom:1", "--entrypoint=/bin/cat", "--cmd=/etc/pattern", "--user=1337"])
         .arg(format!("--output={}", archive.display()))
         .args(["/bin/cat=/bin/busybox", concat!("/etc/pattern=", env!("CARGO_MANIFEST_DIR"), "/Cargo.toml:0444")])
         .status();
@@ -66,7 +66,7 @@ fn an_image_made_from_files_of_this_machine_runs_in_a_pod_by_its_short_name() {
     cluster.load_images([&archive]);
 
     let namespace = cluster.namespace("images");
-    namespace.kubectl(["run", "loom", "--image=loom:1", "--image-pull-policy=Never", "--restart=Never"]);
+    namespace.kubectl(["run", "loom", "--image=local.test/loom:1", "--image-pull-policy=Never", "--restart=Never"]);
     namespace.wait("pod/loom", "jsonpath={.status.phase}=Succeeded");
     assert_eq!(namespace.kubectl(["logs", "loom"]), include_str!("../../Cargo.toml").trim());
 }
