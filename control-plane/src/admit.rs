@@ -267,6 +267,8 @@ mod tests {
         let name = WorkloadName::new("shop", name);
         let workload = Workload {
             name: name.clone(),
+            uid: None,
+node: None,
             service_account: "web".into(),
             identity: SpiffeId::new("mesh", "shop", "web"),
             addresses: vec![address.parse().unwrap()],

@@ -12,18 +12,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use heddle_xds::Node;
-use heddle_xds::protocol::{Answer, Verdict};
+use heddle_xds::protocol::{self, Verdict};
 use heddle_xds::resource::{INBOUND, Kind, Resource};
 use heddle_xds::server::{Observed, PeerIdentity, Protocol, Source};
 use heddle_xds::snapshot::Set;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 
 use crate::admit::{self, Caller, Dialect, Proof, Reason};
 use crate::emit::{envoy, grpc};
 use crate::feedback::{Feedback, Said};
 use crate::metrics::Metrics;
-use crate::publish::{Publisher, Snapshot};
+use crate::publish::{Answer, Publisher, Snapshot};
 
 /// What all ports share.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub struct Shared {
     /// Streams that are open, by number.
     clients: Mutex<BTreeMap<u64, Arc<Client>>>,
     next_client: AtomicU64,
+    /// Streams that wait to be let in.
+    waiting: Semaphore,
     metrics: Metrics,
 }
 
@@ -89,6 +91,7 @@ impl Shared {
             feedback: Feedback::default(),
             clients: Mutex::default(),
             next_client: AtomicU64::new(0),
+            waiting: Semaphore::new(MAX_WAITING),
             metrics,
         }
     }
@@ -122,35 +125,32 @@ impl Ads {
         }
     }
 
-    /// Who calls. A workload nobody knows is waited for a little: a sidecar may be faster than the news of its pod.
+    /// Who calls. What the next news may change is waited for a little: a sidecar is faster than the news of its pod.
     async fn caller(&self, node: &Node, peer: &PeerIdentity) -> Result<Caller, Status> {
-        let mut changes = self.shared.publisher.changes();
-        let waited = tokio::time::sleep(UNKNOWN_WORKLOAD_WAIT);
-        let mut waited = std::pin::pin!(waited);
-        loop {
-            changes.mark_unchanged();
-            let Some(snapshot) = self.shared.publisher.snapshot() else {
-                return Err(Status::unavailable("the mesh is not read yet; try again"));
-            };
-            let error = match admit::caller(snapshot.model(), node, self.proof(peer)) {
-                Ok(caller) => return Ok(caller),
-                Err(error) => error,
-            };
-            let worth_waiting = error.reason() == Reason::UnknownWorkload;
-            let news = async { worth_waiting && changes.changed().await.is_ok() };
-            let again = tokio::select! {
-                again = news => again,
-                () = &mut waited => false,
-            };
-            if !again {
-                self.shared.metrics.denied(error.reason());
-                tracing::info!(address = ?peer.address, spiffe_id = ?peer.spiffe_id, %error, "ADS stream refused");
-                return Err(match error {
-                    admit::Error::NoCertificate => Status::unauthenticated(error.to_string()),
-                    _ => Status::permission_denied(error.to_string()),
-                });
+        let Shared { publisher, metrics, waiting, .. } = &*self.shared;
+        let place = waiting.try_acquire();
+        let found = publisher.ask(|snapshot| match admit::caller(snapshot.model(), node, self.proof(peer)) {
+            Ok(caller) => Answer::Final(Ok(caller)),
+            Err(error) => match patience(error.reason()).filter(|_| place.is_ok()) {
+                Some(patience) => Answer::For(patience, Err(error)),
+                None => Answer::Final(Err(error)),
+            },
+        });
+        let Some(found) = found.await else {
+            return Err(Status::unavailable("the mesh is not read yet; try again"));
+        };
+        found.map_err(|error| {
+            metrics.denied(error.reason());
+            tracing::info!(address = ?peer.address, spiffe_id = ?peer.spiffe_id, %error, "ADS stream refused");
+            match error {
+                admit::Error::NoCertificate => Status::unauthenticated(error.to_string()),
+                admit::Error::NodeId(_)
+                | admit::Error::UserAgent(_)
+                | admit::Error::UnknownWorkload(_)
+                | admit::Error::Identity { .. }
+                | admit::Error::Address { .. } => Status::permission_denied(error.to_string()),
             }
-        }
+        })
     }
 
     /// The mesh, if the stream still speaks for the workload it came as: a name may be taken over by another.
@@ -217,6 +217,7 @@ impl Source for Ads {
 
     async fn open(&self, node: &Node, peer: &PeerIdentity) -> Result<Arc<Client>, Status> {
         let caller = self.caller(node, peer).await?;
+        let place = self.shared.publisher.snapshot().map(|mesh| mesh.place(&caller.workload)).unwrap_or_default();
         let client = Arc::new(Client {
             number: self.shared.next_client.fetch_add(1, Ordering::Relaxed),
             workload: caller.workload.to_string().into(),
@@ -228,6 +229,7 @@ impl Source for Ads {
             grpc: grpc::Client {
                 namespace: caller.workload.namespace.clone(),
                 certificate_provider: metadata(node, CERTIFICATE_PROVIDER).map(Arc::from),
+                place,
             },
             settings: envoy_settings(node),
             envoy: Mutex::default(),
@@ -240,10 +242,10 @@ impl Source for Ads {
         client.caller.allowed(kind, name)
     }
 
-    fn lookup(&self, client: &Arc<Client>, kind: Kind, name: &str) -> Answer {
-        let Some(snapshot) = self.snapshot(client) else { return Answer::Unknown };
+    fn lookup(&self, client: &Arc<Client>, kind: Kind, name: &str) -> protocol::Answer {
+        let Some(snapshot) = self.snapshot(client) else { return protocol::Answer::Unknown };
         if let Some((resource, _)) = self.find(client, &snapshot, kind, name) {
-            return Answer::Present(resource);
+            return protocol::Answer::Present(resource);
         }
         // A workload that is taken away keeps its own rules until its stream ends: it may still be draining.
         let own = match client.caller.dialect {
@@ -252,10 +254,10 @@ impl Source for Ads {
             Dialect::Grpc => false,
         };
         if own && snapshot.identity(&client.caller.workload).is_none() {
-            return Answer::Unknown;
+            return protocol::Answer::Unknown;
         }
         self.shared.feedback.forget(&client.said, kind, name);
-        Answer::Absent
+        protocol::Answer::Absent
     }
 
     fn wildcard(&self, client: &Arc<Client>, kind: Kind) -> Option<Arc<Set>> {
@@ -300,6 +302,15 @@ impl Source for Ads {
     }
 }
 
+/// How long the next news may change a refusal; `None`: it cannot.
+fn patience(reason: Reason) -> Option<Duration> {
+    match reason {
+        Reason::UnknownWorkload => Some(UNKNOWN_WORKLOAD_WAIT),
+        Reason::Identity | Reason::Address => Some(OTHER_WORKLOAD_WAIT),
+        Reason::NoCertificate | Reason::NodeId | Reason::UserAgent | Reason::Name => None,
+    }
+}
+
 /// `1.2.3` or what the client says instead, for people.
 fn version(node: &Node) -> String {
     use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
@@ -338,8 +349,13 @@ pub const CERTIFICATE_PROVIDER: &str = "heddle.dev/certificate-provider";
 pub const IDENTITY_DIRECTORY: &str = "heddle.dev/identity-directory";
 /// Bytes of such a text. Linux' longest path (`PATH_MAX`).
 const MAX_METADATA_BYTES: usize = 4096;
-/// How long a stream of an unknown workload waits for its object. Chosen: a pod's address reaches the API server within it;
-/// clients come again anyway.
-const UNKNOWN_WORKLOAD_WAIT: Duration = Duration::from_secs(2);
+/// How long a workload that is not known yet is waited for. Chosen: ten times what a kubelet takes to tell a pod's address; clients
+/// come again anyway.
+pub(crate) const UNKNOWN_WORKLOAD_WAIT: Duration = Duration::from_secs(10);
+/// How long a workload that is known otherwise is waited for: one of the same name may just have followed it. Chosen: what a
+/// kubelet takes, twice.
+pub(crate) const OTHER_WORKLOAD_WAIT: Duration = Duration::from_secs(2);
+/// Streams that wait at once; one above is refused at once. Chosen: as many pods as a large cluster starts in the time they wait.
+const MAX_WAITING: usize = 1024;
 /// Chosen: a version with a build's hash.
 const MAX_VERSION_CHARS: usize = 80;

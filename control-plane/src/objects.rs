@@ -5,6 +5,7 @@
 //! here: what objects mean is said in `translate`. Written by one source; read by everyone else.
 
 mod index;
+pub mod pod;
 pub mod route;
 pub mod touch;
 
@@ -13,12 +14,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use gateway_api::experimental::referencegrants::ReferenceGrant;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::api::{AuthorizationPolicy, MeshTlsPolicy, TrafficPolicy, Workload};
 use index::Index;
+pub use pod::Pod;
 pub use route::Route;
 pub use touch::{Touched, touched};
 
@@ -62,8 +64,8 @@ pub struct ObjectKey {
     pub name: Arc<str>,
 }
 
-/// One object of any kind.
-#[derive(Debug, Clone)]
+/// One object of any kind. Equal when it says the same.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Object {
     /// A Namespace.
     Namespace(Arc<Namespace>),
@@ -91,12 +93,12 @@ pub enum Object {
     MeshTlsPolicy(Arc<MeshTlsPolicy>),
 }
 
-/// All objects of one kind.
+/// All objects of one kind, by namespace. Snapshots share what did not change: the whole table, or else its namespaces.
 #[derive(Debug)]
 pub struct Table<T>(Arc<BTreeMap<Arc<str>, Names<T>>>);
 
 /// The objects of one namespace by name.
-type Names<T> = BTreeMap<Arc<str>, Arc<T>>;
+type Names<T> = Arc<BTreeMap<Arc<str>, Arc<T>>>;
 
 /// The snapshot. Cloning it is cheap.
 #[derive(Debug, Clone, Default)]
@@ -210,36 +212,67 @@ impl Objects {
 
     /// The keys of all objects, in order.
     pub fn keys(&self) -> BTreeSet<ObjectKey> {
+        KINDS.into_iter().flat_map(|kind| self.keys_of(kind)).collect()
+    }
+
+    /// The keys of one kind's objects, in order.
+    pub fn keys_of(&self, kind: Kind) -> Vec<ObjectKey> {
+        match kind {
+            Kind::Namespace => self.namespaces.keys(kind),
+            Kind::ServiceAccount => self.service_accounts.keys(kind),
+            Kind::Service => self.services.keys(kind),
+            Kind::Pod => self.pods.keys(kind),
+            Kind::EndpointSlice => self.endpoint_slices.keys(kind),
+            Kind::HttpRoute => self.http_routes.keys(kind),
+            Kind::GrpcRoute => self.grpc_routes.keys(kind),
+            Kind::ReferenceGrant => self.reference_grants.keys(kind),
+            Kind::Workload => self.workloads.keys(kind),
+            Kind::TrafficPolicy => self.traffic_policies.keys(kind),
+            Kind::AuthorizationPolicy => self.authorization_policies.keys(kind),
+            Kind::MeshTlsPolicy => self.mesh_tls_policies.keys(kind),
+        }
+    }
+
+    /// What was added, removed or replaced since `before`. An object that is the same shared value is unchanged.
+    pub fn changed_since(&self, before: &Self) -> BTreeSet<ObjectKey> {
         let mut keys = BTreeSet::new();
         for kind in KINDS {
             match kind {
-                Kind::Namespace => self.namespaces.keys(kind, &mut keys),
-                Kind::ServiceAccount => self.service_accounts.keys(kind, &mut keys),
-                Kind::Service => self.services.keys(kind, &mut keys),
-                Kind::Pod => self.pods.keys(kind, &mut keys),
-                Kind::EndpointSlice => self.endpoint_slices.keys(kind, &mut keys),
-                Kind::HttpRoute => self.http_routes.keys(kind, &mut keys),
-                Kind::GrpcRoute => self.grpc_routes.keys(kind, &mut keys),
-                Kind::ReferenceGrant => self.reference_grants.keys(kind, &mut keys),
-                Kind::Workload => self.workloads.keys(kind, &mut keys),
-                Kind::TrafficPolicy => self.traffic_policies.keys(kind, &mut keys),
-                Kind::AuthorizationPolicy => self.authorization_policies.keys(kind, &mut keys),
-                Kind::MeshTlsPolicy => self.mesh_tls_policies.keys(kind, &mut keys),
+                Kind::Namespace => self.namespaces.changed(&before.namespaces, kind, &mut keys),
+                Kind::ServiceAccount => self.service_accounts.changed(&before.service_accounts, kind, &mut keys),
+                Kind::Service => self.services.changed(&before.services, kind, &mut keys),
+                Kind::Pod => self.pods.changed(&before.pods, kind, &mut keys),
+                Kind::EndpointSlice => self.endpoint_slices.changed(&before.endpoint_slices, kind, &mut keys),
+                Kind::HttpRoute => self.http_routes.changed(&before.http_routes, kind, &mut keys),
+                Kind::GrpcRoute => self.grpc_routes.changed(&before.grpc_routes, kind, &mut keys),
+                Kind::ReferenceGrant => self.reference_grants.changed(&before.reference_grants, kind, &mut keys),
+                Kind::Workload => self.workloads.changed(&before.workloads, kind, &mut keys),
+                Kind::TrafficPolicy => self.traffic_policies.changed(&before.traffic_policies, kind, &mut keys),
+                Kind::AuthorizationPolicy => {
+                    self.authorization_policies.changed(&before.authorization_policies, kind, &mut keys);
+                }
+                Kind::MeshTlsPolicy => self.mesh_tls_policies.changed(&before.mesh_tls_policies, kind, &mut keys),
             }
         }
         keys
     }
 
-    /// What was added, removed or replaced since `before`. An object that is the same shared value is unchanged.
-    pub fn changed_since(&self, before: &Self) -> BTreeSet<ObjectKey> {
-        let mut keys = self.keys();
-        keys.extend(before.keys());
-        keys.retain(|key| match (self.object(key), before.object(key)) {
-            (Some(now), Some(then)) => !now.same(&then),
-            (None, None) => false,
-            (Some(_), None) | (None, Some(_)) => true,
-        });
-        keys
+    /// How many objects of a kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Namespace => self.namespaces.len(),
+            Kind::ServiceAccount => self.service_accounts.len(),
+            Kind::Service => self.services.len(),
+            Kind::Pod => self.pods.len(),
+            Kind::EndpointSlice => self.endpoint_slices.len(),
+            Kind::HttpRoute => self.http_routes.len(),
+            Kind::GrpcRoute => self.grpc_routes.len(),
+            Kind::ReferenceGrant => self.reference_grants.len(),
+            Kind::Workload => self.workloads.len(),
+            Kind::TrafficPolicy => self.traffic_policies.len(),
+            Kind::AuthorizationPolicy => self.authorization_policies.len(),
+            Kind::MeshTlsPolicy => self.mesh_tls_policies.len(),
+        }
     }
 
     /// Routes that name the Service as parent.
@@ -273,31 +306,69 @@ impl<T> Table<T> {
 
     /// All in one namespace, by name.
     pub fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<T>> {
-        self.0.get(namespace).into_iter().flat_map(BTreeMap::values)
+        self.0.get(namespace).into_iter().flat_map(|names| names.values())
     }
 
     /// All, by namespace and name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<T>> {
-        self.0.values().flat_map(BTreeMap::values)
+        self.0.values().flat_map(|names| names.values())
+    }
+
+    /// Whether nothing has changed between the two.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The namespaces that have some.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.0.keys()
+    }
+
+    fn len(&self) -> usize {
+        self.0.values().map(|names| names.len()).sum()
     }
 
     fn insert(&mut self, namespace: Arc<str>, name: Arc<str>, object: Arc<T>) {
-        Arc::make_mut(&mut self.0).entry(namespace).or_default().insert(name, object);
+        let names = Arc::make_mut(&mut self.0).entry(namespace).or_default();
+        Arc::make_mut(names).insert(name, object);
     }
 
     fn remove(&mut self, namespace: &str, name: &str) {
         let table = Arc::make_mut(&mut self.0);
         if let Some(names) = table.get_mut(namespace) {
-            names.remove(name);
+            Arc::make_mut(names).remove(name);
             if names.is_empty() {
                 table.remove(namespace);
             }
         }
     }
 
-    fn keys(&self, kind: Kind, keys: &mut BTreeSet<ObjectKey>) {
-        for (namespace, names) in &*self.0 {
-            keys.extend(names.keys().map(|name| ObjectKey { kind, namespace: namespace.clone(), name: name.clone() }));
+    fn keys(&self, kind: Kind) -> Vec<ObjectKey> {
+        let names = self.0.iter().flat_map(|(namespace, names)| names.keys().map(move |name| (namespace, name)));
+        names.map(|(namespace, name)| ObjectKey { kind, namespace: namespace.clone(), name: name.clone() }).collect()
+    }
+
+    /// Adds the keys at which the two differ; what they share is not walked.
+    fn changed(&self, before: &Self, kind: Kind, keys: &mut BTreeSet<ObjectKey>) {
+        if Arc::ptr_eq(&self.0, &before.0) {
+            return;
+        }
+        for (one, other) in [(self, before), (before, self)] {
+            for (namespace, names) in &*one.0 {
+                let others = other.0.get(namespace);
+                if others.is_some_and(|others| Arc::ptr_eq(names, others)) {
+                    continue;
+                }
+                let differing = names.iter().filter(|(name, object)| {
+                    let other = others.and_then(|others| others.get(&**name));
+                    other.is_none_or(|other| !Arc::ptr_eq(object, other))
+                });
+                keys.extend(differing.map(|(name, _)| ObjectKey {
+                    kind,
+                    namespace: namespace.clone(),
+                    name: name.clone(),
+                }));
+            }
         }
     }
 }

@@ -14,17 +14,17 @@ mod cache;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use heddle_xds::resource::{INBOUND, Kind, Resource, parse_outbound};
 use tokio::sync::watch;
 
 use crate::emit::index::Destination;
 use crate::emit::{self, Index, grpc};
-use crate::model::{Model, ServiceName, SpiffeId, WorkloadName};
+use crate::model::{Endpoints, Model, Place, Preference, ServiceName, SpiffeId, WorkloadName};
 use crate::objects::Touched;
 use crate::translate::Translation;
-use cache::{Cache, Key, Targets};
+use cache::{Asker, Cache, Differs, Key, Targets};
 
 /// The newest snapshot and the resources made of it.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub struct Publisher {
     targets: Mutex<Targets>,
     /// The current snapshot's generation; 0 before the first.
     generation: watch::Sender<u64>,
+    /// How often something was published, statuses that nobody subscribes to included.
+    published: watch::Sender<u64>,
 }
 
 /// The mesh at one moment.
@@ -55,6 +57,15 @@ pub struct Published {
     pub since: Instant,
 }
 
+/// An answer of [`Publisher::ask`].
+#[derive(Debug)]
+pub enum Answer<T> {
+    /// No change is waited for.
+    Final(T),
+    /// A change within so long from the first question on may bring another.
+    For(Duration, T),
+}
+
 impl Default for Publisher {
     fn default() -> Self {
         Self {
@@ -62,6 +73,7 @@ impl Default for Publisher {
             cache: Mutex::default(),
             targets: Mutex::default(),
             generation: watch::Sender::new(0),
+            published: watch::Sender::new(0),
         }
     }
 }
@@ -75,6 +87,30 @@ impl Publisher {
     /// Rises with every published change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
+    }
+
+    /// Rises with everything that is published, changes of statuses alone included.
+    pub fn published(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
+    }
+
+    /// Asks the mesh now and at each change, until the answer is final or not worth waiting for any longer; the last answer
+    /// then. `None`: nothing was read yet.
+    pub async fn ask<T>(&self, mut question: impl FnMut(&Snapshot) -> Answer<T>) -> Option<T> {
+        let begun = tokio::time::Instant::now();
+        let mut changes = self.changes();
+        loop {
+            changes.mark_unchanged();
+            let (answer, patience) = match question(&*self.snapshot()?) {
+                Answer::Final(answer) => return Some(answer),
+                Answer::For(patience, answer) => (answer, patience),
+            };
+            match tokio::time::timeout_at(begun + patience, changes.changed()).await {
+                Ok(Ok(())) => {}
+                // Over; or the mesh will not change any more.
+                Ok(Err(_)) | Err(_) => return Some(answer),
+            }
+        }
     }
 
     /// Takes over a new state, of which only `touched` may differ from the last one (`None`: anything may). `changed_at` is
@@ -107,13 +143,14 @@ impl Publisher {
 
     /// The resource `client` gets for a name in heddle-proxy's dialect, as `snapshot` has it; `None`: there is none.
     pub fn heddle(&self, snapshot: &Snapshot, client: &WorkloadName, kind: Kind, name: &str) -> Option<Published> {
-        if let Some(found) = self.cache().find(snapshot.generation, client, kind, name) {
+        let asker = Asker { workload: client, place: snapshot.place(client) };
+        if let Some(found) = self.cache().find(snapshot.generation, &asker, kind, name) {
             return Some(found);
         }
         let resource = emit::heddle::lookup(snapshot.model(), &snapshot.index, client, kind, name)?;
         let published = Published { resource, since: snapshot.changed_at };
-        let (key, own) = key(snapshot, client, kind, name);
-        self.cache().add(snapshot.generation, key, own, published.clone());
+        let (key, differs) = key(snapshot, &asker, kind, name);
+        self.cache().add(snapshot.generation, key, differs, published.clone());
         Some(published)
     }
 
@@ -131,6 +168,7 @@ impl Publisher {
 
     fn replace(&self, snapshot: Snapshot) {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(snapshot));
+        self.published.send_modify(|published| *published += 1);
     }
 
     /// Only whole entries are ever put in or taken out, so one left by a panic is usable.
@@ -167,25 +205,46 @@ impl Snapshot {
         workloads.any(|(_, workload)| workload.identity.as_str() == identity)
     }
 
+    /// Where a workload runs.
+    pub fn place(&self, workload: &WorkloadName) -> Place {
+        self.model().workloads.get(workload).map(|workload| workload.place()).unwrap_or_default()
+    }
+
     /// The identity a workload runs under.
     pub fn identity(&self, workload: &WorkloadName) -> Option<&SpiffeId> {
         self.model().workloads.get(workload).map(|workload| &workload.identity)
     }
 }
 
-/// Under what a resource is kept, and the namespaces whose clients get another one of that name.
-fn key(snapshot: &Snapshot, client: &WorkloadName, kind: Kind, name: &str) -> (Key, Vec<Arc<str>>) {
+/// Under what a resource is kept, and whose is another one of that name.
+fn key(snapshot: &Snapshot, asker: &Asker<'_>, kind: Kind, name: &str) -> (Key, Differs) {
     if kind == Kind::Listener && name == INBOUND {
-        return (Key::Inbound(client.clone()), Vec::new());
+        return (Key::Inbound(asker.workload.clone()), Differs::default());
     }
-    let mut own = Vec::new();
-    if let (Kind::Listener, Some(address)) = (kind, parse_outbound(name))
-        && let Some(Destination::Service(_, listener)) = snapshot.index.destination(snapshot.model(), address)
-    {
-        own = listener.http.iter().flat_map(|http| http.consumers.keys().cloned()).collect();
+    let mut differs = Differs::default();
+    match kind {
+        Kind::Listener => {
+            if let Some(address) = parse_outbound(name)
+                && let Some(Destination::Service(_, listener)) =
+                    snapshot.index.destination(snapshot.model(), address)
+            {
+                differs.namespaces = listener.http.iter().flat_map(|http| http.consumers.keys().cloned()).collect();
+            }
+        }
+        Kind::Endpoints => differs.places = preference(snapshot.model(), name),
+        Kind::Route | Kind::Cluster => {}
     }
-    let namespace = own.contains(&client.namespace).then(|| client.namespace.clone());
-    (Key::Named { name: name.into(), kind, namespace }, own)
+    let whose = differs.whose(asker, kind);
+    (Key::Named { name: name.into(), kind, whose }, differs)
+}
+
+/// What of a client's place decides about a Service port's endpoints.
+fn preference(model: &Model, name: &str) -> Preference {
+    let mut parts = name.split('/');
+    let (Some(namespace), Some(service)) = (parts.next(), parts.next()) else { return Preference::None };
+    let service = model.services.get(&ServiceName::new(namespace, service));
+    let endpoints = service.and_then(|service| service.endpoints.values().find(|found| found.name.as_str() == name));
+    endpoints.map(Endpoints::preference).unwrap_or_default()
 }
 
 /// The Services and workloads that differ between two models.

@@ -602,6 +602,7 @@ fn endpoints() -> model::Endpoints {
         draining: false,
         workload: workload.map(|name| model::WorkloadName::new("shop", name)),
         locality: None,
+        hints: model::Hints::default(),
     };
     let zone = |zone: &str| Some(model::Locality { region: Some("r".into()), zone: Some(zone.into()) });
     model::Endpoints {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 pub use cluster::{Cluster, LoadBalancing, Outlier, Settings, UpstreamHttp};
-pub use endpoint::{Endpoint, Endpoints, Locality};
+pub use endpoint::{Endpoint, Endpoints, Hints, Locality, Place, Preference};
 pub use inbound::{Egress, Inbound, InboundPort, Mesh, TlsMode};
 pub use listener::{HttpRoutes, OutboundListener, Owner, Protocol};
 pub use name::{ResourceName, ServiceName, SourceRef, SpiffeId, WorkloadName};

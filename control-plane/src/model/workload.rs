@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::cluster::{Cluster, Settings};
 use super::duration;
-use super::endpoint::{Endpoint, Endpoints, Locality};
+use super::endpoint::{Endpoint, Endpoints, Hints, Locality, Place};
 use super::inbound::Inbound;
 use super::listener::{HttpRoutes, OutboundListener, Owner, Protocol};
 use super::name::{ResourceName, ServiceName, SourceRef, SpiffeId, WorkloadName};
@@ -21,12 +21,18 @@ use super::route::{Backend, RetryPolicy, Route, RouteMatch, RouteTable, Rule};
 pub struct Workload {
     /// Which one.
     pub name: WorkloadName,
+    /// Tells it from another one of the same name before or after it; none where nobody gives out such.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<Arc<str>>,
     /// The service account it runs under, in its own namespace.
     pub service_account: Arc<str>,
     /// What its certificate says, or would say if it were meshed.
     pub identity: SpiffeId,
     /// Its addresses, sorted.
     pub addresses: Vec<IpAddr>,
+    /// The node it runs on, if known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<Arc<str>>,
     /// Shares its address with its host, so a peer's address proves nothing.
     pub host_network: bool,
     /// What its own sidecar is told; `None`: it has no sidecar.
@@ -151,7 +157,14 @@ impl Workload {
             draining: false,
             workload: Some(self.name.clone()),
             locality: self.direct.locality.clone(),
+            hints: Hints::default(),
         }
+    }
+
+    /// Where it runs, for what it is told as a client.
+    pub fn place(&self) -> Place {
+        let locality = self.direct.locality.as_ref();
+        Place { zone: locality.and_then(|locality| locality.zone.clone()), node: self.node.clone() }
     }
 }
 

@@ -3,11 +3,13 @@
 //! Errs towards more, never towards less; a property test in `translate` holds the result of an update equal to a full
 //! rebuild. Both snapshots are looked at, because what an object *was* may have reached something else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::index::SERVICE_LABEL;
 use super::{Kind, Object, ObjectKey, Objects, name_of, namespace_of};
@@ -58,10 +60,10 @@ impl Reach<'_> {
                 self.all_workloads(name);
             }
             Object::ServiceAccount(_) => self.policies(namespace),
-            Object::Service(_) => {
+            Object::Service(service) => {
                 self.service(namespace, name);
                 self.sharing(namespace, name);
-                self.all_workloads(namespace);
+                self.owned_by(service);
                 self.policies(namespace);
                 let to: Vec<_> = self.objects.index.routes_to(namespace, name).cloned().collect();
                 to.iter().for_each(|route| self.route(route));
@@ -69,13 +71,13 @@ impl Reach<'_> {
                 of.iter().for_each(|route| self.route(route));
             }
             Object::Pod(pod) => {
-                self.selecting(namespace, pod.metadata.labels.as_ref());
+                self.selecting(&pod.metadata, &pod.addresses);
                 self.workload(namespace, name);
                 // Policies say whether they select anyone.
                 self.policies(namespace);
             }
             Object::Workload(workload) => {
-                self.selecting(namespace, workload.metadata.labels.as_ref());
+                self.selecting(&workload.metadata, &workload.spec.ips());
                 self.workload(namespace, name);
                 self.policies(namespace);
             }
@@ -164,15 +166,15 @@ impl Reach<'_> {
         self.touched.workloads.extend(pods.chain(workloads).map(|name| WorkloadName::new(namespace, name)));
     }
 
-    /// Services that select these labels, or whose EndpointSlices may name the workload.
-    fn selecting(&mut self, namespace: &str, labels: Option<&std::collections::BTreeMap<String, String>>) {
+    /// Services that select the workload, or whose EndpointSlices name it.
+    fn selecting(&mut self, metadata: &ObjectMeta, addresses: &[IpAddr]) {
+        let namespace = namespace_of(metadata);
         for service in self.objects.services.in_namespace(namespace) {
             let name = name_of(&service.metadata);
             let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-            let selected = selector.is_some_and(|selector| {
-                selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
-            });
-            if selected || self.objects.slices_of(namespace, name).next().is_some() {
+            let selected = selector.is_some_and(|selector| has_labels(metadata, selector));
+            let mut slices = self.objects.slices_of(namespace, name);
+            if selected || slices.any(|slice| names(slice, name_of(metadata), addresses)) {
                 self.touched.services.insert(ServiceName::new(namespace, name));
             }
         }
@@ -198,21 +200,35 @@ impl Reach<'_> {
         }
     }
 
+    /// The workloads a Service selects, or else those its slices name.
+    fn owned_by(&mut self, service: &Service) {
+        let namespace = namespace_of(&service.metadata);
+        let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+        let Some(selector) = selector.filter(|selector| !selector.is_empty()) else {
+            let slices: Vec<_> = self.objects.slices_of(namespace, name_of(&service.metadata)).cloned().collect();
+            slices.iter().for_each(|slice| self.named_by(namespace, slice));
+            return;
+        };
+        let pods = self.objects.pods.in_namespace(namespace).map(|pod| &pod.metadata);
+        let workloads = self.objects.workloads.in_namespace(namespace).map(|workload| &workload.metadata);
+        let selected = pods.chain(workloads).filter(|metadata| has_labels(metadata, selector));
+        self.touched.workloads.extend(selected.map(|metadata| WorkloadName::new(namespace, name_of(metadata))));
+    }
+
     /// A Service without selector owns the ports its slices name, so the workloads named there may have a new owner.
     fn named_in(&mut self, namespace: &str, service: &str, slice: &EndpointSlice) {
         let service = self.objects.services.get(namespace, service);
         let selector = service.and_then(|service| service.spec.as_ref()?.selector.as_ref());
-        if selector.is_some_and(|selector| !selector.is_empty()) {
-            return;
+        if selector.is_none_or(|selector| selector.is_empty()) {
+            self.named_by(namespace, slice);
         }
+    }
+
+    fn named_by(&mut self, namespace: &str, slice: &EndpointSlice) {
         let named: BTreeSet<IpAddr> =
             slice.endpoints.iter().filter_map(|endpoint| endpoint.addresses.first()?.parse().ok()).collect();
-        let pods = self.objects.pods.in_namespace(namespace).filter(|pod| {
-            let status = pod.status.as_ref();
-            let ips =
-                status.iter().flat_map(|status| status.pod_ips.iter().flatten().map(|ip| &ip.ip).chain(&status.pod_ip));
-            ips.filter_map(|ip| ip.parse().ok()).any(|ip| named.contains(&ip))
-        });
+        let pods = self.objects.pods.in_namespace(namespace);
+        let pods = pods.filter(|pod| pod.addresses.iter().any(|ip| named.contains(ip)));
         let pods = pods.map(|pod| name_of(&pod.metadata));
         let workloads = self.objects.workloads.in_namespace(namespace);
         let workloads = workloads.filter(|workload| workload.spec.ips().iter().any(|ip| named.contains(ip)));
@@ -221,10 +237,23 @@ impl Reach<'_> {
     }
 
     fn namespaces(&self) -> Vec<String> {
-        let services = self.objects.services.iter().map(|o| namespace_of(&o.metadata));
-        let pods = self.objects.pods.iter().map(|o| namespace_of(&o.metadata));
-        let workloads = self.objects.workloads.iter().map(|o| namespace_of(&o.metadata));
-        let all: BTreeSet<_> = services.chain(pods).chain(workloads).map(str::to_owned).collect();
-        all.into_iter().collect()
+        let Objects { services, pods, workloads, .. } = self.objects;
+        let all: BTreeSet<_> = services.namespaces().chain(pods.namespaces()).chain(workloads.namespaces()).collect();
+        all.into_iter().map(|namespace| namespace.to_string()).collect()
     }
+}
+
+fn has_labels(metadata: &ObjectMeta, wanted: &BTreeMap<String, String>) -> bool {
+    let labels = metadata.labels.as_ref();
+    wanted.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+}
+
+/// Whether an EndpointSlice names a workload: by its name, or else by its address.
+fn names(slice: &EndpointSlice, name: &str, addresses: &[IpAddr]) -> bool {
+    slice.endpoints.iter().any(|endpoint| {
+        match endpoint.target_ref.as_ref().and_then(|target| target.name.as_deref()) {
+            Some(target) => target == name,
+            None => endpoint.addresses.first().and_then(|ip| ip.parse().ok()).is_some_and(|ip| addresses.contains(&ip)),
+        }
+    })
 }

@@ -8,7 +8,7 @@ use heddle_xds::resource::{INBOUND, Kind};
 
 use super::{Published, Stale};
 use crate::emit::grpc;
-use crate::model::WorkloadName;
+use crate::model::{Place, Preference, WorkloadName};
 
 /// What was made of one generation of the mesh.
 #[derive(Debug, Default)]
@@ -25,42 +25,77 @@ pub(super) struct Cache {
 pub(super) enum Key {
     /// A workload's own.
     Inbound(WorkloadName),
-    /// Everybody's, or that of the clients in one namespace.
+    /// Everybody's, or that of some clients.
     Named {
         /// Its name.
         name: Arc<str>,
         /// Its kind: a route table, a cluster and its endpoints share a name.
         kind: Kind,
-        /// Whose clients get it, if not all.
-        namespace: Option<Arc<str>>,
+        /// Who gets it, if not all: [`Differs::whose`].
+        whose: Option<Arc<str>>,
     },
+}
+
+/// Who asks.
+#[derive(Debug)]
+pub(super) struct Asker<'a> {
+    pub(super) workload: &'a WorkloadName,
+    pub(super) place: Place,
+}
+
+/// Which clients get another resource under a name than everybody.
+#[derive(Debug, Default)]
+pub(super) struct Differs {
+    /// Those in these namespaces get another listener.
+    pub(super) namespaces: Vec<Arc<str>>,
+    /// By this, each gets its own endpoints.
+    pub(super) places: Preference,
+}
+
+impl Differs {
+    /// Under what the resource for a client is kept; `None`: everybody's.
+    pub(super) fn whose(&self, asker: &Asker<'_>, kind: Kind) -> Option<Arc<str>> {
+        let zone = || asker.place.zone.as_deref().unwrap_or_default();
+        match (kind, self.places) {
+            (Kind::Listener, _) => {
+                let namespace = &asker.workload.namespace;
+                self.namespaces.contains(namespace).then(|| namespace.clone())
+            }
+            (Kind::Endpoints, Preference::Zone) => Some(zone().into()),
+            (Kind::Endpoints, Preference::Node) => {
+                let node = asker.place.node.as_deref().unwrap_or_default();
+                // Neither name has a slash (RFC 1123).
+                Some(format!("{}/{node}", zone()).into())
+            }
+            (Kind::Endpoints, Preference::None) | (Kind::Route | Kind::Cluster, _) => None,
+        }
+    }
 }
 
 /// Everything under one name.
 #[derive(Debug, Default)]
 struct Named {
-    /// Namespaces whose clients get another listener than everybody.
-    own: Vec<Arc<str>>,
+    differs: Differs,
     made: Vec<(Kind, Option<Arc<str>>, Published)>,
 }
 
 impl Cache {
     /// What was made for this name, if it was made of this generation.
-    pub(super) fn find(&self, generation: u64, client: &WorkloadName, kind: Kind, name: &str) -> Option<Published> {
+    pub(super) fn find(&self, generation: u64, asker: &Asker<'_>, kind: Kind, name: &str) -> Option<Published> {
         if self.generation != generation {
             return None;
         }
         if kind == Kind::Listener && name == INBOUND {
-            return self.inbound.get(client).cloned();
+            return self.inbound.get(asker.workload).cloned();
         }
         let named = self.named.get(name)?;
-        let namespace = named.own.contains(&client.namespace).then_some(&client.namespace);
+        let asked = named.differs.whose(asker, kind);
         let mut made = named.made.iter();
-        made.find(|(of, whose, _)| *of == kind && whose.as_ref() == namespace).map(|(_, _, made)| made.clone())
+        made.find(|(of, whose, _)| *of == kind && *whose == asked).map(|(_, _, made)| made.clone())
     }
 
     /// Keeps what was made of `generation`, unless the mesh has changed since.
-    pub(super) fn add(&mut self, generation: u64, key: Key, own: Vec<Arc<str>>, published: Published) {
+    pub(super) fn add(&mut self, generation: u64, key: Key, differs: Differs, published: Published) {
         if self.generation != generation {
             return;
         }
@@ -73,14 +108,16 @@ impl Cache {
             Key::Inbound(workload) => {
                 self.entries += usize::from(self.inbound.insert(workload, published).is_none());
             }
-            Key::Named { name, kind, namespace } => {
+            Key::Named { name, kind, whose } => {
                 let named = self.named.entry(name).or_default();
-                if kind == Kind::Listener {
-                    named.own = own;
+                match kind {
+                    Kind::Listener => named.differs.namespaces = differs.namespaces,
+                    Kind::Endpoints => named.differs.places = differs.places,
+                    Kind::Route | Kind::Cluster => {}
                 }
                 // Two streams may have made it at once.
-                if !named.made.iter().any(|(of, whose, _)| *of == kind && *whose == namespace) {
-                    named.made.push((kind, namespace, published));
+                if !named.made.iter().any(|(of, other, _)| *of == kind && *other == whose) {
+                    named.made.push((kind, whose, published));
                     self.entries += 1;
                 }
             }

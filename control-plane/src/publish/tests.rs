@@ -54,6 +54,8 @@ fn workload(name: &str, address: &str) -> Workload {
     };
     Workload {
         name: WorkloadName::new("shop", name),
+        uid: None,
+node: None,
         service_account: "default".into(),
         identity: SpiffeId::new("mesh", "shop", "default"),
         addresses: vec![address.parse().unwrap()],

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use gateway_api::experimental::grpcroutes::GrpcRoute;
 use gateway_api::experimental::httproutes::HttpRoute;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{self as core, Service};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -169,7 +169,11 @@ fn read(kind: Kind, document: &Located, value: &Value) -> Result<Object, Error> 
         Kind::Namespace => Object::Namespace(Arc::new(typed(document, value)?)),
         Kind::ServiceAccount => Object::ServiceAccount(Arc::new(typed(document, value)?)),
         Kind::Service => Object::Service(Arc::new(typed(document, value)?)),
-        Kind::Pod => Object::Pod(Arc::new(typed(document, value)?)),
+        Kind::Pod => {
+            // What is kept of a pod is a part of it; what is written must still be a pod.
+            typed::<core::Pod>(document, value)?;
+            Object::Pod(Arc::new(deserialized(document, value)?))
+        }
         Kind::EndpointSlice => Object::EndpointSlice(Arc::new(typed(document, value)?)),
         Kind::HttpRoute => {
             let route: HttpRoute = typed(document, value)?;
@@ -196,15 +200,19 @@ fn read(kind: Kind, document: &Located, value: &Value) -> Result<Object, Error> 
 
 /// The typed object, with everything that was written in it.
 fn typed<T: DeserializeOwned + Serialize>(document: &Located, value: &Value) -> Result<T, Error> {
-    let object: T = serde_path_to_error::deserialize(value).map_err(|error| {
-        let field = error.path().to_string();
-        document.error(if field == "." { "" } else { &field }, &error.inner().to_string())
-    })?;
+    let object: T = deserialized(document, value)?;
     let read = serde_json::to_value(&object).map_err(|error| document.error("", &error.to_string()))?;
     if let Some(field) = unknown_field(value, &read, "") {
         return Err(document.error(&field, "there is no such field: check its spelling and where it stands"));
     }
     Ok(object)
+}
+
+fn deserialized<T: DeserializeOwned>(document: &Located, value: &Value) -> Result<T, Error> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let field = error.path().to_string();
+        document.error(if field == "." { "" } else { &field }, &error.inner().to_string())
+    })
 }
 
 /// A field that was written and not read.

@@ -1,20 +1,23 @@
 //! A Pod or a Workload as translation sees it: one running process with addresses, labels and ports.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, Pod, Service};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::api;
 use crate::model::{Locality, Protocol, SourceRef, WorkloadName};
-use crate::objects::{Objects, name_of, namespace_of};
+use crate::objects::{Objects, Pod, name_of, namespace_of};
 
 /// One Pod or Workload.
 #[derive(Debug, Clone)]
 pub(super) struct Instance {
     pub(super) name: WorkloadName,
+    pub(super) uid: Option<Arc<str>>,
+    pub(super) node: Option<Arc<str>>,
     pub(super) source: SourceRef,
     pub(super) labels: BTreeMap<String, String>,
     /// Sorted, each once; empty while a Pod has none.
@@ -31,7 +34,7 @@ pub(super) struct Instance {
 /// A port an instance declares.
 #[derive(Debug, Clone)]
 pub(super) struct Port {
-    pub(super) name: Option<String>,
+    pub(super) name: Option<Arc<str>>,
     pub(super) number: u16,
     /// What the instance itself says of it.
     pub(super) app_protocol: Option<String>,
@@ -40,19 +43,38 @@ pub(super) struct Port {
 /// The instance with this name. A Pod takes a name from a Workload.
 pub(super) fn named(objects: &Objects, namespace: &str, name: &str) -> Option<Instance> {
     if let Some(pod) = objects.pods.get(namespace, name) {
-        return of_pod(objects, pod);
+        return of_pod(pod);
     }
     objects.workloads.get(namespace, name).and_then(|workload| of_workload(workload))
 }
 
 /// All instances of a namespace, by name.
 pub(super) fn in_namespace(objects: &Objects, namespace: &str) -> Vec<Instance> {
-    let pods = objects.pods.in_namespace(namespace).filter_map(|pod| of_pod(objects, pod));
+    let pods = objects.pods.in_namespace(namespace).filter_map(|pod| of_pod(pod));
     let free = |workload: &&Arc<api::Workload>| objects.pods.get(namespace, name_of(&workload.metadata)).is_none();
     let workloads = objects.workloads.in_namespace(namespace).filter(free).filter_map(|workload| of_workload(workload));
     let mut all: Vec<_> = pods.chain(workloads).collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
     all
+}
+
+/// The instances of a namespace, made when somebody needs all of them: for one endpoint out of thousands nobody does.
+#[derive(Debug)]
+pub(super) struct Namespace<'o> {
+    objects: &'o Objects,
+    name: &'o str,
+    all: OnceCell<Vec<Instance>>,
+}
+
+impl<'o> Namespace<'o> {
+    pub(super) fn new(objects: &'o Objects, name: &'o str) -> Self {
+        Self { objects, name, all: OnceCell::new() }
+    }
+
+    /// All of them, by name.
+    pub(super) fn all(&self) -> &[Instance] {
+        self.all.get_or_init(|| in_namespace(self.objects, self.name))
+    }
 }
 
 impl Instance {
@@ -71,45 +93,35 @@ impl Instance {
             None | Some(IntOrString::Int(0)) => Some(service_port),
             Some(IntOrString::Int(number)) => u16::try_from(*number).ok().filter(|number| *number > 0),
             Some(IntOrString::String(name)) => {
-                self.ports.iter().find(|port| port.name.as_ref() == Some(name)).map(|port| port.number)
+                self.ports.iter().find(|port| port.name.as_deref() == Some(name)).map(|port| port.number)
             }
         }
     }
 }
 
-fn of_pod(objects: &Objects, pod: &Pod) -> Option<Instance> {
-    let spec = pod.spec.as_ref();
-    let status = pod.status.as_ref();
+fn of_pod(pod: &Pod) -> Option<Instance> {
     // A pod whose containers have all ended has nothing left to talk to.
-    if matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed")) {
+    if pod.ended {
         return None;
     }
     let namespace = namespace_of(&pod.metadata);
-    let host_network = spec.and_then(|spec| spec.host_network).unwrap_or_default();
-    let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    // Without any condition nobody has looked yet: a manifest written by hand means a pod that runs.
-    let ready = conditions.iter().find(|c| c.type_ == "Ready").is_none_or(|c| c.status == "True");
-    let mut addresses: Vec<IpAddr> = Vec::new();
-    if let Some(status) = status {
-        let all = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).chain(status.pod_ip.as_deref());
-        addresses.extend(all.filter_map(|text| text.parse::<IpAddr>().ok()));
-    }
-    addresses.sort_unstable();
-    addresses.dedup();
+    let labels = pod.metadata.labels.clone().unwrap_or_default();
+    let ports = pod.ports.iter();
     Some(Instance {
         name: WorkloadName::new(namespace, name_of(&pod.metadata)),
+        uid: pod.metadata.uid.as_deref().map(Arc::from),
+        node: pod.node.clone(),
         source: SourceRef::new("Pod", namespace, name_of(&pod.metadata)),
-        labels: pod.metadata.labels.clone().unwrap_or_default(),
-        addresses,
-        service_account: spec.and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default").into(),
-        ports: spec
-            .map(|spec| spec.containers.iter().chain(sidecars(spec)).flat_map(container_ports).collect())
-            .unwrap_or_default(),
-        meshed: !host_network && injected(objects, pod),
-        host_network,
-        ready,
+        addresses: pod.addresses.clone(),
+        service_account: pod.service_account.clone(),
+        ports: ports.map(|port| Port { name: port.name.clone(), number: port.number, app_protocol: None }).collect(),
+        meshed: !pod.host_network && pod.injected(),
+        host_network: pod.host_network,
+        // Before anybody has looked: a manifest written by hand means a pod that runs.
+        ready: pod.ready.unwrap_or(true),
         draining: pod.metadata.deletion_timestamp.is_some(),
-        locality: locality(&pod.metadata.labels.clone().unwrap_or_default()),
+        locality: locality(&labels),
+        labels,
     })
 }
 
@@ -122,10 +134,12 @@ fn of_workload(workload: &api::Workload) -> Option<Instance> {
     let labels = workload.metadata.labels.clone().unwrap_or_default();
     let ports = workload.spec.ports.iter().filter_map(|port| {
         let number = u16::try_from(port.port).ok()?;
-        Some(Port { name: port.name.clone(), number, app_protocol: port.app_protocol.clone() })
+        Some(Port { name: port.name.as_deref().map(Arc::from), number, app_protocol: port.app_protocol.clone() })
     });
     Some(Instance {
         name: WorkloadName::new(namespace, name_of(&workload.metadata)),
+        uid: workload.metadata.uid.as_deref().map(Arc::from),
+        node: None,
         source: SourceRef::new("Workload", namespace, name_of(&workload.metadata)),
         addresses: workload.spec.ips(),
         service_account: workload.spec.service_account_name.as_str().into(),
@@ -136,34 +150,6 @@ fn of_workload(workload: &api::Workload) -> Option<Instance> {
         draining: workload.metadata.deletion_timestamp.is_some(),
         locality: locality(&labels),
         labels,
-    })
-}
-
-/// The pod's own annotation decides, else its namespace's label.
-fn injected(objects: &Objects, pod: &Pod) -> bool {
-    let own = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(INJECT));
-    match own.map(String::as_str) {
-        Some("true") => true,
-        Some("false") => false,
-        _ => {
-            let namespace = objects.namespaces.get("", namespace_of(&pod.metadata));
-            let labels = namespace.and_then(|namespace| namespace.metadata.labels.as_ref());
-            labels.and_then(|labels| labels.get(INJECT)).is_some_and(|value| value == "enabled")
-        }
-    }
-}
-
-/// Init containers that keep running (KEP-753) listen like any other.
-fn sidecars(spec: &k8s_openapi::api::core::v1::PodSpec) -> impl Iterator<Item = &Container> {
-    let init = spec.init_containers.iter().flatten();
-    init.filter(|container| container.restart_policy.as_deref() == Some("Always"))
-}
-
-fn container_ports(container: &Container) -> impl Iterator<Item = Port> + '_ {
-    let ports = container.ports.iter().flatten().filter(|port| matches!(port.protocol.as_deref(), None | Some("TCP")));
-    ports.filter_map(|port| {
-        let number = u16::try_from(port.container_port).ok().filter(|number| *number > 0)?;
-        Some(Port { name: port.name.clone(), number, app_protocol: None })
     })
 }
 
@@ -186,8 +172,6 @@ pub(super) fn protocol(app_protocol: Option<&str>) -> Protocol {
     }
 }
 
-/// Pod annotation (`true`, `false`) and namespace label (`enabled`).
-const INJECT: &str = "heddle.dev/inject";
 /// Kubernetes, "Well-Known Labels".
 const REGION: &str = "topology.kubernetes.io/region";
 /// Kubernetes, "Well-Known Labels".

@@ -8,12 +8,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{self as given, EndpointSlice};
 
 use super::instance::{self, Instance};
 use super::{Settings, rule, tls, traffic};
 use crate::model::{
-    self, Cluster, Endpoint, Endpoints, HttpRoutes, Locality, OutboundListener, Owner, Protocol, ResourceName,
+    self, Cluster, Endpoint, Endpoints, Hints, HttpRoutes, Locality, OutboundListener, Owner, Protocol, ResourceName,
     ServiceName, SourceRef, SpiffeId, UpstreamHttp,
 };
 use crate::objects::{Objects, name_of, namespace_of};
@@ -31,7 +31,7 @@ pub fn service(objects: &Objects, settings: &Settings, name: &ServiceName) -> Op
         clusters: BTreeMap::new(),
         endpoints: BTreeMap::new(),
     };
-    let instances = instance::in_namespace(objects, &name.namespace);
+    let instances = instance::Namespace::new(objects, &name.namespace);
     for port in tcp_ports(service) {
         let cluster = ResourceName::service_port(name, port.number);
         let tables = rule::tables(objects, service, &port);
@@ -104,17 +104,17 @@ pub fn cluster_ips(service: &Service) -> Vec<IpAddr> {
 pub(super) fn owners<'o>(objects: &'o Objects, instance: &Instance) -> Vec<(&'o Arc<Service>, Port<'o>, u16)> {
     let mut found = Vec::new();
     for service in objects.services.in_namespace(&instance.name.namespace) {
-        if is_external(service) {
+        let has_selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref()).is_some_and(|s| !s.is_empty());
+        if is_external(service) || (has_selector && !instance.selected_by(service)) {
             continue;
         }
-        let has_selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref()).is_some_and(|s| !s.is_empty());
         for port in tcp_ports(service) {
             let target = if has_selector {
-                instance.selected_by(service).then(|| instance.target_port(port.spec.target_port.as_ref(), port.number))
+                instance.target_port(port.spec.target_port.as_ref(), port.number)
             } else {
-                Some(slice_target(objects, service, &port, instance))
+                slice_target(objects, service, &port, instance)
             };
-            if let Some(target) = target.flatten() {
+            if let Some(target) = target {
                 found.push((service, port, target));
             }
         }
@@ -167,7 +167,7 @@ fn endpoints(
     settings: &Settings,
     service: &Service,
     port: &Port<'_>,
-    instances: &[Instance],
+    instances: &instance::Namespace<'_>,
 ) -> Vec<Endpoint> {
     let namespace = namespace_of(&service.metadata);
     let mut slices = objects.slices_of(namespace, name_of(&service.metadata)).peekable();
@@ -186,20 +186,23 @@ fn from_instances(
     settings: &Settings,
     service: &Service,
     port: &Port<'_>,
-    instances: &[Instance],
+    instances: &instance::Namespace<'_>,
     found: &mut BTreeMap<SocketAddr, Endpoint>,
 ) {
     let unready_too = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses).unwrap_or_default();
-    for instance in instances.iter().filter(|instance| instance.selected_by(service)) {
+    for instance in instances.all().iter().filter(|instance| instance.selected_by(service)) {
         let Some(target) = instance.target_port(port.spec.target_port.as_ref(), port.number) else { continue };
         let Some(ip) = preferred(service, &instance.addresses) else { continue };
         if !instance.ready && !unready_too {
             continue;
         }
         let address = SocketAddr::new(ip, target);
-        let draining = instance.draining && !unready_too;
-        let locality = instance.locality.clone();
-        found.insert(address, endpoint(objects, settings, address, Some(instance), draining, locality));
+        let place = Placed {
+            draining: instance.draining && !unready_too,
+            locality: instance.locality.clone(),
+            hints: own_hints(service, instance),
+        };
+        found.insert(address, endpoint(objects, settings, address, Some(instance), place));
     }
 }
 
@@ -208,10 +211,11 @@ fn from_slices(
     settings: &Settings,
     service: &Service,
     port: &Port<'_>,
-    instances: &[Instance],
+    instances: &instance::Namespace<'_>,
     slices: &[&Arc<EndpointSlice>],
     found: &mut BTreeMap<SocketAddr, Endpoint>,
 ) {
+    let namespace = namespace_of(&service.metadata);
     let kind = if prefers_v6(service) { "IPv6" } else { "IPv4" };
     // The other family stands in only where the preferred one has nothing at all: both would count pods twice.
     let some_preferred = slices.iter().any(|slice| slice.address_type == kind);
@@ -226,16 +230,18 @@ fn from_slices(
             if !ready && !draining {
                 continue;
             }
-            let by_name = given.target_ref.as_ref().and_then(|target| target.name.as_deref());
-            let instance = instances
-                .iter()
-                .find(|i| by_name.is_none_or(|name| *i.name.name == *name) && i.addresses.contains(&ip));
+            let target_name = given.target_ref.as_ref().and_then(|target| target.name.as_deref());
+            let instance = match target_name {
+                Some(name) => instance::named(objects, namespace, name).filter(|i| i.addresses.contains(&ip)),
+                None => instances.all().iter().find(|i| i.addresses.contains(&ip)).cloned(),
+            };
             let zone = given.zone.as_deref().map(Arc::from);
-            let known = instance.and_then(|instance| instance.locality.clone()).unwrap_or_default();
+            let known = instance.as_ref().and_then(|instance| instance.locality.clone()).unwrap_or_default();
             let locality = Locality { region: known.region, zone: zone.or(known.zone) };
             let locality = (locality != Locality::default()).then_some(locality);
             let address = SocketAddr::new(ip, target);
-            let made = endpoint(objects, settings, address, instance, draining, locality);
+            let place = Placed { draining, locality, hints: hints(given) };
+            let made = endpoint(objects, settings, address, instance.as_ref(), place);
             // The same address twice: the one that takes requests counts.
             let kept = found.entry(address).or_insert_with(|| made.clone());
             if kept.draining && !made.draining {
@@ -250,8 +256,7 @@ fn endpoint(
     settings: &Settings,
     address: SocketAddr,
     instance: Option<&Instance>,
-    draining: bool,
-    locality: Option<Locality>,
+    Placed { draining, locality, hints }: Placed,
 ) -> Endpoint {
     let meshed = instance.filter(|instance| {
         instance.meshed && tls::mode(objects, settings, instance, address.port()) != model::TlsMode::Disable
@@ -264,6 +269,34 @@ fn endpoint(
         draining,
         workload: instance.map(|instance| instance.name.clone()),
         locality,
+        hints,
+    }
+}
+
+/// Where an endpoint is, and for whom.
+struct Placed {
+    draining: bool,
+    locality: Option<Locality>,
+    hints: Hints,
+}
+
+/// What an EndpointSlice says.
+fn hints(endpoint: &given::Endpoint) -> Hints {
+    let Some(hints) = &endpoint.hints else { return Hints::default() };
+    let names = |names: &mut dyn Iterator<Item = &String>| names.map(|name| Arc::from(name.as_str())).collect();
+    Hints {
+        zones: names(&mut hints.for_zones.iter().flatten().map(|zone| &zone.name)),
+        nodes: names(&mut hints.for_nodes.iter().flatten().map(|node| &node.name)),
+    }
+}
+
+/// What a cluster's controller would say, for a Service nobody has made EndpointSlices of (KEP-4444, KEP-3015).
+fn own_hints(service: &Service, instance: &Instance) -> Hints {
+    let zone = || instance.locality.as_ref().and_then(|locality| locality.zone.clone()).into_iter().collect();
+    match service.spec.as_ref().and_then(|spec| spec.traffic_distribution.as_deref()) {
+        Some("PreferClose" | "PreferSameZone") => Hints { zones: zone(), nodes: Vec::new() },
+        Some("PreferSameNode") => Hints { zones: zone(), nodes: instance.node.clone().into_iter().collect() },
+        _ => Hints::default(),
     }
 }
 

@@ -25,9 +25,11 @@ pub fn workload(objects: &Objects, settings: &Settings, name: &WorkloadName) -> 
     let other_ports = tls::other_ports(objects, settings, &instance);
     Some(model::Workload {
         name: name.clone(),
+        uid: instance.uid.clone(),
         service_account: instance.service_account.clone(),
         identity: service::identity(settings, &instance),
         addresses: instance.addresses.clone(),
+        node: instance.node.clone(),
         host_network: instance.host_network,
         inbound: instance.meshed.then(|| inbound(objects, settings, &instance, &ports, for_inbound)),
         direct: direct(objects, &instance, &ports, other_ports, for_direct.collect()),

@@ -71,7 +71,7 @@ fn meshed() -> Metadata {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::SpiffeId;
+    use crate::model::{Hints, SpiffeId};
 
     fn endpoint(address: &str, zone: Option<&str>) -> Endpoint {
         Endpoint {
@@ -81,6 +81,7 @@ mod tests {
             draining: false,
             workload: None,
             locality: zone.map(|zone| Locality { region: None, zone: Some(zone.into()) }),
+            hints: Hints::default(),
         }
     }
 

@@ -81,6 +81,7 @@ impl Default for Settings {
 /// first workload's by name.
 pub fn resources(model: &Model, workload: &Workload, settings: &Settings) -> BTreeMap<Kind, Vec<Resource>> {
     let mut out = Out::default();
+    let place = workload.place();
     let clusters: BTreeMap<&ResourceName, &Cluster> =
         model.services.values().flat_map(|service| &service.clusters).collect();
     for service in model.services.values() {
@@ -90,7 +91,8 @@ pub fn resources(model: &Model, workload: &Workload, settings: &Settings) -> BTr
             out.destination(listener, table, &clusters, settings);
         }
         for (name, cluster) in &service.clusters {
-            out.cluster(cluster, service.endpoints.get(name), settings);
+            let endpoints = service.endpoints.get(name).map(|endpoints| endpoints.for_client(&place));
+            out.cluster(cluster, endpoints.as_deref(), settings);
         }
     }
     for other in model.workloads.values() {

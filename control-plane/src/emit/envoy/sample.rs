@@ -57,6 +57,8 @@ pub fn web_1() -> Workload {
     ]);
     Workload {
         name: WorkloadName::new("shop", "web-1"),
+        uid: None,
+node: None,
         service_account: "web".into(),
         identity: identity("web"),
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1:1".parse().unwrap()],
@@ -92,6 +94,8 @@ fn direct(protocol: Protocol, mtls: bool) -> DirectPort {
 fn old_1() -> Workload {
     Workload {
         name: WorkloadName::new("shop", "old-1"),
+        uid: None,
+node: None,
         service_account: "old".into(),
         identity: identity("old"),
         addresses: vec!["10.0.0.9".parse().unwrap()],
@@ -273,6 +277,7 @@ fn endpoints(identities: &[SpiffeId]) -> Vec<Endpoint> {
         draining: index == 1,
         workload: None,
         locality: None,
+        hints: Hints::default(),
     });
     endpoints.collect()
 }

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use heddle_xds::resource::{Kind, Resource};
 
 use crate::emit::envoy;
-use crate::model::{Cluster, Endpoints, Model, OutboundListener, ResourceName, RouteTable, ServiceName};
+use crate::model::{Cluster, Endpoints, Model, OutboundListener, Place, ResourceName, RouteTable, ServiceName};
 
 pub use target::Target;
 
@@ -41,6 +41,8 @@ pub struct Client {
     /// The certificate provider instance of its bootstrap that holds identity and roots ([`CERTIFICATE_PROVIDER`] by
     /// convention); `None`: it has none and speaks plaintext.
     pub certificate_provider: Option<Arc<str>>,
+    /// Where it runs.
+    pub place: Place,
 }
 
 /// The resource `name` of `kind` as `client` gets it; `None`: there is none.
@@ -58,7 +60,7 @@ pub fn resource(model: &Model, client: &Client, kind: Kind, name: &str) -> Optio
         Kind::Cluster => Some(cluster::cluster(cluster(model, name)?.0, client)),
         Kind::Endpoints => {
             let (cluster, endpoints) = cluster(model, name)?;
-            Some(endpoints::resource(cluster, endpoints, client))
+            Some(endpoints::resource(cluster, &endpoints.for_client(&client.place), client))
         }
     }
 }

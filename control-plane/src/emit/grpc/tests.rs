@@ -16,7 +16,7 @@ use super::{Client, resource};
 use crate::emit::envoy::sample::model;
 
 fn plaintext(namespace: &str) -> Client {
-    Client { namespace: namespace.into(), certificate_provider: None }
+    Client { namespace: namespace.into(), ..Client::default() }
 }
 
 fn with_certificates() -> Client {

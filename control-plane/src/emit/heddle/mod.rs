@@ -53,7 +53,11 @@ pub fn lookup(model: &Model, index: &Index, client: &WorkloadName, kind: Kind, n
             Name::Direct(workload, address) => Some(cluster(&direct(model, &workload, address, name)?.cluster)),
         },
         Kind::Endpoints => match Name::parse(name)? {
-            Name::Port(service, name) => model.services.get(&service)?.endpoints.get(&name).map(endpoints),
+            Name::Port(service, name) => {
+                let found = model.services.get(&service)?.endpoints.get(&name)?;
+                let place = model.workloads.get(client).map(|client| client.place()).unwrap_or_default();
+                Some(endpoints(&found.for_client(&place)))
+            }
             Name::Direct(workload, address) => Some(endpoints(&direct(model, &workload, address, name)?.endpoints)),
         },
     }
