@@ -111,6 +111,11 @@ impl Claims {
     }
 }
 
+/// Whether a bearer token is of the form above, and not somebody else's kind.
+pub fn is_join_token(token: &str) -> bool {
+    token.trim_ascii_start().strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with('.'))
+}
+
 impl TokenKey {
     /// Makes a P-256 key.
     pub fn generate() -> Result<Self, Error> {

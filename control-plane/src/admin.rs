@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `/live`, `/ready` | everybody | 200; `/ready` says 503 until the mesh was read |
 //! | `/metrics` | everybody | Prometheus text |
-//! | `/status` | loopback | YAML: mistakes in manifests; each object's conditions and what clients say of it |
+//! | `/status` | loopback | YAML: files and objects that cannot be read; each object's conditions and what clients say of it |
 //! | `/model` | loopback | YAML: the mesh as it was understood |
 //! | `/clients` | loopback | YAML: the ADS streams that are open |
 //! | `/config` | loopback | JSON: the settings in force |
@@ -36,7 +36,7 @@ use crate::feedback::Counts;
 use crate::metrics::Metrics;
 use crate::model::SourceRef;
 use crate::objects::ObjectKey;
-use crate::source::directory;
+use crate::source;
 use crate::status::Status;
 
 /// What the pages show.
@@ -46,8 +46,8 @@ pub struct Pages {
     pub config: Arc<Config>,
     /// Mesh, clients and what they say.
     pub shared: Arc<ads::Shared>,
-    /// Manifests as they were last read.
-    pub source: watch::Receiver<directory::Snapshot>,
+    /// Objects as they were last read.
+    pub source: watch::Receiver<source::Snapshot>,
     /// Counters.
     pub metrics: Metrics,
 }
@@ -113,11 +113,13 @@ async fn loopback_only(ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Requ
     }
 }
 
-async fn ready(State(pages): State<Pages>) -> (StatusCode, &'static str) {
-    match pages.shared.publisher.snapshot() {
-        Some(_) => (StatusCode::OK, "ready\n"),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "the mesh is not read yet\n"),
+async fn ready(State(pages): State<Pages>) -> (StatusCode, String) {
+    if pages.shared.publisher.snapshot().is_some() {
+        return (StatusCode::OK, "ready\n".to_owned());
     }
+    let waiting = pages.source.borrow().waiting.clone();
+    let kinds: Vec<_> = waiting.iter().map(|kind| kind.name()).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, format!("the mesh is not read yet; waiting for: {}\n", kinds.join(", ")))
 }
 
 async fn metrics(State(pages): State<Pages>) -> Response {
@@ -155,6 +157,7 @@ async fn status(State(pages): State<Pages>) -> Response {
     }
     yaml(&StatusPage {
         generation: snapshot.as_deref().map_or(0, |snapshot| snapshot.generation()),
+        waiting: source.waiting.iter().map(|kind| kind.name()).collect(),
         problems: source.problems.iter().map(ToString::to_string).collect(),
         ignored: &source.ignored,
         objects: objects.into_iter().map(|(key, page)| (key.to_string(), page)).collect(),
@@ -167,7 +170,10 @@ async fn status(State(pages): State<Pages>) -> Response {
 struct StatusPage<'p> {
     /// How many changes of the mesh were published.
     generation: u64,
-    /// Files that are not in force as they are now, each with its reason.
+    /// Kinds of which not everything was read yet; nothing is served while there are any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    waiting: Vec<&'static str>,
+    /// Files and objects that are not in force as they are now, each with its reason.
     problems: Vec<String>,
     /// Documents of kinds that are not read.
     ignored: &'p [String],

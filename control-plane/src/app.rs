@@ -1,5 +1,5 @@
-//! Builds a control plane once, in order, top to bottom: keys → mesh → servers. Nothing listens before there is a mesh to
-//! serve.
+//! Builds a control plane once, in order, top to bottom: pages → objects → keys → mesh → servers. Nothing but the admin pages
+//! answers before there is a mesh to serve.
 //!
 //! [`run`] is the program; [`start`] is for programs that embed it: the `heddle` tool and tests. Both need a tokio runtime,
 //! better one with several threads.
@@ -21,13 +21,20 @@ use tonic::transport::Server;
 
 use crate::admin::{self, Pages};
 use crate::ads::{Ads, Port, Shared};
-use crate::authority::{self, Authority};
+use crate::authority::{self, Authority, Current};
+use crate::cluster::review::Reviewer;
+use crate::cluster::roots::Roots;
+use crate::cluster::secret::{Place, Secret};
+use crate::cluster::status;
+use crate::cluster::lease::{self, Lead};
+use crate::cluster;
 use crate::config::{self, Config};
 use crate::issue::Service;
 use crate::mesh::Mesh;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
-use crate::source::directory::{self, Watch};
+use crate::replicas::{self, Reports, ReplicasServer};
+use crate::source::{Snapshot, directory, kubernetes};
 use crate::{listen, logging, translate};
 
 /// Why a control plane cannot start, or why it ended.
@@ -53,6 +60,9 @@ pub enum Error {
         /// What is wrong with it.
         error: directory::Error,
     },
+    /// There is no client for an API server.
+    #[error("--kubernetes: {0}")]
+    Cluster(#[from] cluster::Error),
     /// An address is not to be had.
     #[error("{what}: cannot listen on {address}: {error}")]
     Bind {
@@ -86,10 +96,29 @@ pub struct ControlPlane {
     pub plain_ads: Option<SocketAddr>,
     /// Where the admin pages are served, as bound.
     pub admin: SocketAddr,
-    state: PathBuf,
+    state: Option<PathBuf>,
     stop: watch::Sender<bool>,
-    tasks: JoinSet<Result<(), Error>>,
-    _source: Watch,
+    /// End when `stop` turns true.
+    servers: JoinSet<Result<(), Error>>,
+    /// Never end.
+    watchers: JoinSet<Result<(), Error>>,
+    _source: Source,
+}
+
+/// What is read, and watched as long as this lives.
+#[derive(Debug)]
+enum Source {
+    Directory(directory::Watch),
+    Kubernetes(kubernetes::Watch),
+}
+
+impl Source {
+    fn snapshots(&self) -> watch::Receiver<Snapshot> {
+        match self {
+            Self::Directory(watch) => watch.snapshots(),
+            Self::Kubernetes(watch) => watch.snapshots(),
+        }
+    }
 }
 
 /// Runs until the process is told to end by SIGTERM or SIGINT.
@@ -100,7 +129,12 @@ pub async fn run(config: Config) -> Result<(), Error> {
     logging::start(&config.log, config.log_format)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut control_plane = start(config).await?;
+    // A cluster that does not answer is waited for; so is told that it is to end.
+    let mut control_plane = tokio::select! {
+        started = start(config) => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -118,19 +152,20 @@ pub async fn start(config: Config) -> Result<ControlPlane, Error> {
     config.check()?;
     let config = Arc::new(config);
     let metrics = Metrics::new()?;
-    let authority = Arc::new(Authority::open(&config, metrics.clone(), SystemTime::now())?);
-
-    let source = directory::watch(&config.manifests)
-        .map_err(|error| Error::Source { directory: config.manifests.clone(), error })?;
-    let mut snapshots = source.snapshots();
     let publisher = Arc::new(Publisher::default());
-    let settings = translate::Settings {
-        trust_domain: config.trust_domain.to_string(),
-        root_namespace: config.root_namespace.clone(),
-        mesh: config.mesh(),
+    let shared = Arc::new(Shared::new(Arc::clone(&publisher), metrics.clone()));
+    let (clients, source) = match config.source()? {
+        config::Source::Directory { manifests, .. } => {
+            let failed = |error| Error::Source { directory: manifests.to_owned(), error };
+            (None, Source::Directory(directory::watch(manifests).map_err(failed)?))
+        }
+        config::Source::Kubernetes => {
+            let clients = cluster::connect().await?;
+            let watch = kubernetes::watch(&clients, metrics.clone());
+            (Some(clients), Source::Kubernetes(watch))
+        }
     };
-    let first = snapshots.borrow_and_update().clone();
-    let mesh = Mesh::begin(settings, Arc::clone(&publisher), metrics.clone(), &first);
+    let snapshots = source.snapshots();
 
     let tls = bind("--listen", config.listen).await?;
     let plain = match config.plain_ads {
@@ -146,76 +181,133 @@ pub async fn start(config: Config) -> Result<ControlPlane, Error> {
         admin: pages_listener.local_addr()?,
         state: config.state.clone(),
         stop,
-        tasks: JoinSet::new(),
+        servers: JoinSet::new(),
+        watchers: JoinSet::new(),
         _source: source,
     };
-
-    let shared = Arc::new(Shared::new(Arc::clone(&publisher), metrics.clone()));
-    let service = Service::new(Arc::clone(&authority), publisher, metrics.clone());
-    let pages =
-        Pages { config: config.clone(), shared: shared.clone(), source: snapshots.clone(), metrics: metrics.clone() };
-    let tasks = &mut control_plane.tasks;
-    tasks.spawn(async move {
-        mesh.follow(snapshots).await;
-        Err(Error::Ended("watching the manifests"))
-    });
-    tasks.spawn(authority_task(Arc::clone(&authority)));
-    tasks.spawn(serve_tls(tls, authority, shared.clone(), service, config, metrics.clone(), stopped.clone()));
-    if let Some(plain) = plain {
-        tasks.spawn(serve_plain(plain, shared, metrics, stopped.clone()));
-    }
-    tasks.spawn(async move {
-        admin::serve(pages_listener, pages, stopped).await;
+    let port = control_plane.address.port();
+    let ControlPlane { servers, watchers, .. } = &mut control_plane;
+    let pages = Pages {
+        config: config.clone(),
+        shared: shared.clone(),
+        source: snapshots.clone(),
+        metrics: metrics.clone(),
+    };
+    let pages_stopped = stopped.clone();
+    servers.spawn(async move {
+        admin::serve(pages_listener, pages, pages_stopped).await;
         Ok(())
     });
+
+    let (holds, lead) = watch::channel(Lead::Unknown);
+    let authority = Arc::new(match (config.source()?, &clients) {
+        (config::Source::Kubernetes, Some(clients)) => {
+            let place = Place { namespace: config.namespace.clone(), name: config.root_secret.clone() };
+            let secret = Secret::open(clients, place);
+            Authority::open_secret(&config, secret, lead.clone(), metrics.clone()).await?
+        }
+        (config::Source::Directory { state, .. }, _) => {
+            Authority::open(&config, state, metrics.clone(), SystemTime::now())?
+        }
+        (config::Source::Kubernetes, None) => return Err(Error::Config(config::Error::Source)),
+    });
+    let settings = translate::Settings {
+        trust_domain: config.trust_domain.to_string(),
+        root_namespace: config.root_namespace.clone(),
+        mesh: config.mesh(),
+    };
+    let first = first(snapshots.clone()).await?;
+    let mesh = Mesh::begin(settings, Arc::clone(&publisher), metrics.clone(), &first);
+
+    let reviewer = clients.as_ref().map(|clients| Reviewer::new(clients.calls.clone(), metrics.clone()));
+    let service = Service::new(Arc::clone(&authority), publisher, reviewer, metrics.clone());
+    let reports = Arc::new(Reports::default());
+    let replicas = replicas::Service::new(Arc::clone(&reports), authority.current(), lead.clone());
+    if let Some(clients) = clients {
+        let roots = Roots::new(clients.clone(), authority.current(), metrics.clone());
+        watchers.spawn(never_ends(roots.keep(snapshots.clone(), lead.clone()), "keeping the roots in every namespace"));
+        let feedback = Arc::clone(&shared);
+        let feedback = move || feedback.feedback.counts();
+        let report = replicas::report(config.replica(), feedback, authority.current(), lead.clone(), metrics.clone());
+        watchers.spawn(never_ends(report, "reporting to the replica that holds the lease"));
+        let writer = status::Writer {
+            clients: clients.clone(),
+            shared: Arc::clone(&shared),
+            reports,
+            snapshots: snapshots.clone(),
+            lead,
+            metrics: metrics.clone(),
+        };
+        watchers.spawn(never_ends(writer.run(), "writing statuses"));
+        let candidate = lease::Candidate {
+            namespace: config.namespace.clone(),
+            identity: config.replica(),
+            address: clients.own_address(port),
+        };
+        let election = lease::run(clients.calls, candidate, holds, metrics.clone(), stopped.clone());
+        servers.spawn(async move {
+            election.await;
+            Ok(())
+        });
+    }
+    watchers.spawn(never_ends(mesh.follow(snapshots), "watching the source"));
+    watchers.spawn(never_ends(Arc::clone(&authority).keep(), "renewing certificates"));
+    let services = Services { ads: Arc::clone(&shared), identity: service, replicas };
+    servers.spawn(serve_tls(tls, authority.current(), services, config, metrics.clone(), stopped.clone()));
+    if let Some(plain) = plain {
+        servers.spawn(serve_plain(plain, shared, metrics, stopped));
+    }
     tracing::info!(
         address = %control_plane.address,
         plain_ads = ?control_plane.plain_ads,
         admin = %control_plane.admin,
-        bundle = %control_plane.bundle_path().display(),
+        state = ?control_plane.state,
         "serving"
     );
     Ok(control_plane)
 }
 
-impl ControlPlane {
-    /// The roots that clients need to believe this control plane, PEM; kept up to date.
-    pub fn bundle_path(&self) -> PathBuf {
-        authority::bundle_path(&self.state)
-    }
+/// The first snapshot in which everything was read.
+async fn first(mut snapshots: watch::Receiver<Snapshot>) -> Result<Snapshot, Error> {
+    let whole = snapshots.wait_for(Snapshot::is_whole).await;
+    whole.map(|snapshot| snapshot.clone()).map_err(|_| Error::Ended("reading the source"))
+}
 
-    /// The state directory, for [`authority::join_token`].
-    pub fn state(&self) -> &Path {
-        &self.state
+impl ControlPlane {
+    /// The state directory, if it is one of files: for [`authority::join_token`] and [`authority::bundle_path`].
+    pub fn state(&self) -> Option<&Path> {
+        self.state.as_deref()
     }
 
     /// Waits for a part to end by itself, which only happens when something is wrong; says what.
     pub async fn failed(&mut self) -> Error {
-        match self.tasks.join_next().await {
-            Some(Ok(Err(error))) => error,
-            Some(Ok(Ok(()))) | None => Error::Ended("a server"),
-            Some(Err(error)) => Error::Io(io::Error::other(error)),
+        let ended = tokio::select! {
+            Some(ended) = self.servers.join_next() => ended,
+            Some(ended) = self.watchers.join_next() => ended,
+            else => return Error::Ended("everything"),
+        };
+        match ended {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) => Error::Ended("a server"),
+            Err(error) => Error::Io(io::Error::other(error)),
         }
     }
 
-    /// Closes the listeners, lets answers under way arrive, ends all streams, and waits for it.
+    /// Closes the listeners, lets answers under way arrive, ends all streams, gives the lease back, and waits for it.
     pub async fn shutdown(mut self) {
         self.stop.send_replace(true);
         let servers_end = async {
-            while let Some(ended) = self.tasks.join_next().await {
+            while let Some(ended) = self.servers.join_next().await {
                 if let Ok(Err(error)) = ended {
                     tracing::debug!(%error, "ended");
-                }
-                // What is left watches the manifests and the certificates, for ever.
-                if self.tasks.len() <= ENDLESS_TASKS {
-                    break;
                 }
             }
         };
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, servers_end).await.is_err() {
             tracing::warn!("connections are still open after {SHUTDOWN_TIMEOUT:?}; they are cut");
         }
-        self.tasks.shutdown().await;
+        self.servers.shutdown().await;
+        self.watchers.shutdown().await;
     }
 }
 
@@ -223,33 +315,36 @@ async fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, Er
     listen::bind(address).await.map_err(|error| Error::Bind { what, address, error })
 }
 
-async fn authority_task(authority: Arc<Authority>) -> Result<(), Error> {
-    authority.keep().await;
-    Err(Error::Ended("renewing certificates"))
+async fn never_ends(part: impl Future<Output = ()>, name: &'static str) -> Result<(), Error> {
+    part.await;
+    Err(Error::Ended(name))
+}
+
+/// What is served over TLS.
+struct Services {
+    ads: Arc<Shared>,
+    identity: Service,
+    replicas: replicas::Service,
 }
 
 async fn serve_tls(
     listener: TcpListener,
-    authority: Arc<Authority>,
-    shared: Arc<Shared>,
-    service: Service,
+    current: watch::Receiver<Current>,
+    services: Services,
     config: Arc<Config>,
     metrics: Metrics,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), Error> {
     let (connections, accepted) = mpsc::channel(ACCEPTED_CONNECTIONS);
-    let accept = listen::accept_tls(
-        listener,
-        authority.current(),
-        connections,
-        config.max_connections,
-        stopped.clone(),
-        metrics,
-    );
-    let identity = IdentityServer::new(service).max_decoding_message_size(MAX_IDENTITY_REQUEST_BYTES);
+    let accept =
+        listen::accept_tls(listener, current, connections, config.max_connections, stopped.clone(), metrics);
+    let Services { ads, identity, replicas } = services;
+    let identity = IdentityServer::new(identity).max_decoding_message_size(MAX_IDENTITY_REQUEST_BYTES);
+    let replicas = ReplicasServer::new(replicas).max_decoding_message_size(replicas::MAX_REPORT_BYTES);
     let serve = server()
-        .add_service(AggregatedDiscovery::new(Arc::new(Ads::new(shared, Port::Tls))))
+        .add_service(AggregatedDiscovery::new(Arc::new(Ads::new(ads, Port::Tls))))
         .add_service(identity)
+        .add_service(replicas)
         .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stop_signal(stopped));
     let (accepted, served) = tokio::join!(accept, serve);
     accepted?;
@@ -302,5 +397,3 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long servers have to end: [`listen::DRAIN`] and some.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
-/// Tasks that no signal ends.
-const ENDLESS_TASKS: usize = 2;

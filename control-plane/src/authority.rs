@@ -1,15 +1,17 @@
-//! What this control plane signs with: the authorities and the token key, kept in a directory, exchanged by their schedule,
-//! and its own server certificate, renewed in time. No restart is needed for any of it.
+//! What this control plane signs with: the authorities and the token key, kept in a directory or a Secret, exchanged by their
+//! schedule, and its own server certificate, renewed in time. No restart is needed for any of it.
 //!
-//! `<state>/` holds what [`heddle_certs::state`] describes and some files more: `bundle.pem`, the roots for clients,
-//! `trust-domain`, and `brought` if the authority is the user's. All files of it are exchanged at once. A step of a rotation is written to disk before it is used, so no
-//! certificate is ever signed by a key that a restart would not know. One control plane for each directory, held by a lock.
+//! The store holds what [`heddle_certs::state`] describes and some pieces more ([`kept`]), all exchanged at once. A step of a
+//! rotation is written before it is used, so no certificate is ever signed by a key that a restart would not know. A directory has
+//! one control plane, held by a lock. A Secret is all replicas': the one that holds the lease exchanges what is due, the others
+//! take over what they see there, and each has a server certificate of its own.
 //!
 //! Whom it signs for is not decided here: that is [`crate::issue`]. Made by [`crate::app`], which also spawns
 //! [`Authority::keep`].
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+mod directory;
+mod kept;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -23,30 +25,41 @@ use heddle_certs::csr::Csr;
 use heddle_certs::identity::{self, SpiffeId, TrustDomain};
 use heddle_certs::rotate::retry_after;
 use heddle_certs::slots::{self, Change, Schedule};
-use heddle_certs::state::{self, Files, State};
+use heddle_certs::state;
 use heddle_certs::store::{self, Directory};
 use heddle_certs::token::{self, Claims, TokenKey};
 use tokio::sync::watch;
 
+use crate::cluster::backoff;
+use crate::cluster::lease::Lead;
+use crate::cluster::secret::{self, Secret};
 use crate::config::Config;
 use crate::metrics::Metrics;
+use directory::Locked;
+use kept::{BUNDLE_PEM, Kept, TOKEN_KEY, TRUST_DOMAIN};
 
 /// Everything that is signed with, and who this control plane is.
 #[derive(Debug)]
 pub struct Authority {
     trust_domain: TrustDomain,
     schedule: Schedule,
-    /// The user's own authority: no root is made here to follow it.
-    brought: bool,
     names: Vec<String>,
     addresses: Vec<IpAddr>,
-    directory: Directory,
-    /// Written by [`Authority::keep`] only, after the directory was.
-    state: RwLock<State>,
+    store: Store,
+    /// Written by [`Authority::keep`] only, after the store was.
+    kept: RwLock<Kept>,
     /// The last value is in force. Written by [`Authority::keep`] only.
     current: watch::Sender<Current>,
     metrics: Metrics,
-    _lock: File,
+}
+
+/// Where it is kept.
+#[derive(Debug)]
+enum Store {
+    /// A directory of this control plane alone.
+    Directory(Locked),
+    /// A Secret of all replicas, and which of them holds the lease.
+    Secret(Secret, watch::Receiver<Lead>),
 }
 
 /// Who this control plane is and whom it believes, at one moment.
@@ -61,43 +74,36 @@ pub struct Current {
 /// Why there is nothing to sign with.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The directory cannot be read or written.
+    /// The directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] directory::Error),
+    /// The Secret cannot be used.
+    #[error(transparent)]
+    Secret(#[from] secret::Error),
+    /// A directory of somebody else's control plane cannot be read.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// What is in it makes no state.
-    #[error("{}: {error}", directory.display())]
-    State {
-        /// The state directory.
-        directory: PathBuf,
-        /// What is wrong.
-        error: Box<state::Error>,
-    },
-    /// Another process works with it.
-    #[error("{0} is in use by another control plane; give each its own --state")]
-    Locked(PathBuf),
-    /// A file beside the state cannot be read or written.
-    #[error("{action} {path}: {error}", path = path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// It was made for another mesh.
+    /// What is kept makes no state.
+    #[error(transparent)]
+    State(#[from] Box<state::Error>),
+    /// It is kept for another mesh.
     #[error(
-        "{directory} was made for trust domain `{found}`, but --trust-domain is `{expected}`; roots cannot be taken over: \
-         use another --state",
-        directory = directory.display()
+        "what is kept was made for trust domain `{found}`, but --trust-domain is `{expected}`; roots cannot be taken over: use \
+         another --state or --root-secret"
     )]
     TrustDomain {
-        /// The state directory.
-        directory: PathBuf,
-        /// As the directory says.
+        /// As it says itself.
         found: String,
         /// As configured.
         expected: TrustDomain,
+    },
+    /// It cannot be used, and where it is.
+    #[error("{place}: {error}")]
+    At {
+        /// The directory or the Secret.
+        place: String,
+        /// What is wrong.
+        error: Box<Error>,
     },
     /// No control plane has run with it yet.
     #[error("{}: no control plane has kept its state here yet; start it first", .0.display())]
@@ -111,6 +117,9 @@ pub enum Error {
     /// The next root cannot be made.
     #[error(transparent)]
     Slots(#[from] slots::Error),
+    /// Keys could not be made.
+    #[error("making keys did not finish")]
+    Unfinished,
     /// A token cannot be made.
     #[error(transparent)]
     Token(#[from] token::Error),
@@ -125,37 +134,68 @@ impl Authority {
     ///
     /// # Errors
     /// If the directory cannot be used, or what is in it does not fit `config`.
-    pub fn open(config: &Config, metrics: Metrics, now: SystemTime) -> Result<Self, Error> {
-        let (trust_domain, mut schedule) = (config.trust_domain.clone(), config.schedule());
-        fs::create_dir_all(&config.state).map_err(io_error("making", &config.state))?;
-        let lock = lock(&config.state)?;
-        let directory = Directory::new(&config.state);
-        let failed = |error| Error::State { directory: config.state.clone(), error: Box::new(error) };
-        let files = directory.create_or_read(|| {
-            let brought = brought(&config.state)?;
-            let state = match &brought {
-                Some(files) => State::from_files(&trust_domain, schedule, files, now),
-                None => State::generate(&trust_domain, schedule, now),
-            };
-            to_files(&state.map_err(failed)?, brought.is_some())
-        })?;
-        check_trust_domain(&config.state, &files, &trust_domain)?;
-        let brought = files.contains_key(BROUGHT_MARK);
-        if brought {
-            schedule.prepare_before_end = None;
-        }
-        let state = State::from_files(&trust_domain, schedule, &files, now).map_err(failed)?;
-        let complete = to_files(&state, brought)?;
-        if complete != files || remove_brought(&config.state)? {
+    pub fn open(config: &Config, state: &Path, metrics: Metrics, now: SystemTime) -> Result<Self, Error> {
+        let directory = Locked::open(state)?;
+        let files = directory.read()?;
+        let at = |error| Error::At { place: state.display().to_string(), error: Box::new(error) };
+        let kept = match &files {
+            Some(files) => Kept::read(files, &config.trust_domain, config.schedule(), now),
+            None => Kept::generate(&config.trust_domain, config.schedule(), now),
+        };
+        let kept = kept.map_err(at)?;
+        let complete = kept.to_files()?;
+        if files.as_ref() != Some(&complete) || directory.is_unfinished() {
             directory.replace(&complete)?;
         }
+        Self::with(config, Store::Directory(directory), kept, metrics, now)
+    }
+
+    /// Reads the Secret, or makes it with a new root and token key, whichever replica comes first. One with `ca.crt` and `ca.key`
+    /// alone is a user's own authority, which is completed and never exchanged. An API server that is away is waited for.
+    ///
+    /// # Errors
+    /// If what is in the Secret does not fit `config`.
+    pub async fn open_secret(
+        config: &Config,
+        secret: Secret,
+        lead: watch::Receiver<Lead>,
+        metrics: Metrics,
+    ) -> Result<Self, Error> {
+        let mut failures = 0;
+        let kept = loop {
+            match read_or_make(config, &secret).await {
+                Ok(kept) => break kept,
+                Err(Error::Secret(error)) => {
+                    if failures == 0 || !matches!(error, secret::Error::Conflict(_)) {
+                        tracing::warn!(%error, "waiting for the root's Secret");
+                    }
+                    tokio::time::sleep(backoff(failures, fastrand::f64())).await;
+                    failures += 1;
+                }
+                Err(error) => {
+                    let secret::Place { namespace, name } = secret.place();
+                    return Err(Error::At { place: format!("Secret {namespace}/{name}"), error: Box::new(error) });
+                }
+            }
+        };
+        Self::with(config, Store::Secret(secret, lead), kept, metrics, SystemTime::now())
+    }
+
+    fn with(config: &Config, store: Store, kept: Kept, metrics: Metrics, now: SystemTime) -> Result<Self, Error> {
         let (names, addresses) = config.split_server_names();
-        let identity = state.slots.current().issue_control_plane(&names, &addresses, schedule.leaf_lifetime, now)?;
-        let bundle = Arc::new(state.slots.bundle()?);
-        metrics.rotated(bundle.first_end(), identity.not_after());
-        let current = watch::Sender::new(Current { identity, bundle });
-        let state = RwLock::new(state);
-        Ok(Self { trust_domain, schedule, brought, names, addresses, directory, state, current, metrics, _lock: lock })
+        let schedule = config.schedule();
+        let current = current(&kept, &names, &addresses, schedule, now)?;
+        metrics.rotated(current.bundle.first_end(), current.identity.not_after());
+        Ok(Self {
+            trust_domain: config.trust_domain.clone(),
+            schedule,
+            names,
+            addresses,
+            store,
+            kept: RwLock::new(kept),
+            current: watch::Sender::new(current),
+            metrics,
+        })
     }
 
     /// Whom it signs for.
@@ -184,8 +224,8 @@ impl Authority {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<(Signed, Arc<Bundle>), ca::Error> {
-        let state = self.read();
-        let signed = state.slots.sign(request, id, lifetime, now)?;
+        let kept = self.read();
+        let signed = kept.state.slots.sign(request, id, lifetime, now)?;
         Ok((signed, self.current.borrow().bundle.clone()))
     }
 
@@ -194,91 +234,203 @@ impl Authority {
     /// # Errors
     /// As [`TokenKey::verify`].
     pub fn verify_token(&self, token: &str, now: SystemTime) -> Result<Claims, token::Error> {
-        self.read().token_key.verify(token, &self.trust_domain, now)
+        self.read().state.token_key.verify(token, &self.trust_domain, now)
     }
 
-    /// Exchanges roots and the own certificate when they are due, for ever. A failure is logged, counted and tried again.
+    /// Exchanges roots and the own certificate when they are due, and takes over what another replica has exchanged, for ever. A
+    /// failure is logged, counted and tried again.
     pub async fn keep(self: Arc<Self>) {
         let mut failures = 0;
         let mut renew = self.renew_at();
+        let mut news = News::of(&self.store);
         loop {
             let now = SystemTime::now();
             let wait = if failures > 0 {
                 let ends = self.current.borrow().identity.not_after();
                 retry_after(failures, fastrand::f64(), now, ends)
             } else {
-                let due = self.read().slots.next_step_at().map_or(renew, |step| step.min(renew));
+                let due = self.next_step_at().map_or(renew, |step| step.min(renew));
                 due.duration_since(now).unwrap_or_default().min(MAX_SLEEP)
             };
-            tokio::time::sleep(wait).await;
-            // Keys are made and files are written.
-            let this = Arc::clone(&self);
-            let done = tokio::task::spawn_blocking(move || this.exchange(renew, SystemTime::now())).await;
-            match done {
-                Ok(Ok(renewed)) => {
+            let look_again = tokio::select! {
+                () = tokio::time::sleep(wait) => failures > 0,
+                () = news.come() => true,
+            };
+            match self.round(look_again, renew).await {
+                Ok(renewed) => {
                     failures = 0;
                     if renewed {
                         renew = self.renew_at();
                     }
                 }
-                Ok(Err(error)) => {
-                    failures += 1;
-                    self.metrics.rotation_failed();
-                    tracing::error!(%error, failures, "certificates of the control plane cannot be exchanged");
-                }
-                // Only if the exchange panicked or the runtime ends; the latter ends this task too.
                 Err(error) => {
                     failures += 1;
                     self.metrics.rotation_failed();
-                    tracing::error!(%error, failures, "the exchange of certificates did not finish");
+                    tracing::error!(%error, failures, "certificates of the control plane cannot be exchanged");
                 }
             }
         }
     }
 
+    async fn round(&self, look_again: bool, renew: SystemTime) -> Result<bool, Error> {
+        let taken = if look_again { self.look_again(SystemTime::now()).await? } else { false };
+        let renewed = self.exchange(renew, SystemTime::now()).await?;
+        Ok(taken || renewed)
+    }
+
     /// Takes what is due at `now`; whether the own certificate was renewed.
-    pub(crate) fn exchange(&self, renew_at: SystemTime, now: SystemTime) -> Result<bool, Error> {
-        let changes = self.rotate(now)?;
+    pub(crate) async fn exchange(&self, renew_at: SystemTime, now: SystemTime) -> Result<bool, Error> {
+        let changes = self.rotate(now).await?;
         for change in &changes {
             tracing::info!(?change, "roots");
         }
         if changes.is_empty() && now < renew_at {
             return Ok(false);
         }
-        let state = self.read();
-        let issuer = state.slots.current();
-        let identity = issuer.issue_control_plane(&self.names, &self.addresses, self.schedule.leaf_lifetime, now)?;
-        let bundle = Arc::new(state.slots.bundle()?);
-        drop(state);
-        self.metrics.rotated(bundle.first_end(), identity.not_after());
-        self.current.send_replace(Current { identity, bundle });
+        self.renew(now)?;
         Ok(true)
     }
 
     /// Advances a copy, writes it, and only then takes it over.
-    fn rotate(&self, now: SystemTime) -> Result<Vec<Change>, Error> {
-        let files = {
-            let state = self.read();
-            if state.slots.next_step_at().is_none_or(|due| now < due) {
-                return Ok(Vec::new());
-            }
-            state.to_files()
-        };
-        let failed = |error| Error::State { directory: self.directory.path().to_owned(), error: Box::new(error) };
-        let mut next = State::from_files(&self.trust_domain, self.schedule, &files, now).map_err(failed)?;
-        let changes = next.slots.advance(now)?;
-        self.directory.replace(&to_files(&next, self.brought)?)?;
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = next;
+    async fn rotate(&self, now: SystemTime) -> Result<Vec<Change>, Error> {
+        if self.next_step_at().is_none_or(|due| now < due) {
+            return Ok(Vec::new());
+        }
+        let files = self.read().to_files()?;
+        let (trust_domain, schedule) = (self.trust_domain.clone(), self.schedule);
+        // Keys are made.
+        let advanced = tokio::task::spawn_blocking(move || {
+            let mut next = Kept::read(&files, &trust_domain, schedule, now)?;
+            let changes = next.state.slots.advance(now)?;
+            let files = next.to_files()?;
+            Ok::<_, Error>((next, changes, files))
+        });
+        let (next, changes, files) = advanced.await.map_err(|_| Error::Unfinished)??;
+        match &self.store {
+            // Some small files, a few times a year.
+            Store::Directory(directory) => directory.replace(&files)?,
+            Store::Secret(secret, _) => secret.replace(&files).await?,
+        }
+        self.replace(next);
         Ok(changes)
+    }
+
+    /// Reads the Secret again, and takes over what another has written there; whether there was something. One that was taken
+    /// away is made again, and one that a user has changed is completed, by the replica that holds the lease.
+    async fn look_again(&self, now: SystemTime) -> Result<bool, Error> {
+        let Store::Secret(secret, lead) = &self.store else { return Ok(false) };
+        let leads = lead.borrow().is_mine();
+        let known = self.read().to_files()?;
+        let Some(files) = secret.read().await? else {
+            if leads {
+                secret.create(&known).await?;
+                tracing::warn!("the root's Secret was gone; it is there again");
+            }
+            return Ok(false);
+        };
+        if files == known {
+            return Ok(false);
+        }
+        let next = Kept::read(&files, &self.trust_domain, self.schedule, now)?;
+        let complete = next.to_files()?;
+        if complete != files {
+            if !leads {
+                // Without a token key each replica would make its own.
+                return Ok(false);
+            }
+            secret.replace(&complete).await?;
+        }
+        self.replace(next);
+        self.renew(now)?;
+        tracing::info!("took over what the root's Secret holds now");
+        Ok(true)
+    }
+
+    /// A new certificate of its own, by the authority that signs now.
+    fn renew(&self, now: SystemTime) -> Result<(), Error> {
+        let current = current(&self.read(), &self.names, &self.addresses, self.schedule, now)?;
+        self.metrics.rotated(current.bundle.first_end(), current.identity.not_after());
+        self.current.send_replace(current);
+        Ok(())
+    }
+
+    /// When roots are next to be exchanged, if that is this replica's to do.
+    fn next_step_at(&self) -> Option<SystemTime> {
+        match &self.store {
+            Store::Directory(_) => self.read().state.slots.next_step_at(),
+            Store::Secret(_, lead) if lead.borrow().is_mine() => self.read().state.slots.next_step_at(),
+            Store::Secret(..) => None,
+        }
     }
 
     fn renew_at(&self) -> SystemTime {
         self.current.borrow().identity.renew_at(fastrand::f64())
     }
 
-    /// A state is replaced whole, so one left by a panic is still whole.
-    fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    /// What is kept is replaced whole, so what a panic left is still whole.
+    fn read(&self) -> RwLockReadGuard<'_, Kept> {
+        self.kept.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replace(&self, next: Kept) {
+        *self.kept.write().unwrap_or_else(PoisonError::into_inner) = next;
+    }
+}
+
+fn current(
+    kept: &Kept,
+    names: &[String],
+    addresses: &[IpAddr],
+    schedule: Schedule,
+    now: SystemTime,
+) -> Result<Current, Error> {
+    let slots = &kept.state.slots;
+    let identity = slots.current().issue_control_plane(names, addresses, schedule.leaf_lifetime, now)?;
+    Ok(Current { identity, bundle: Arc::new(slots.bundle()?) })
+}
+
+/// One try of [`Authority::open_secret`].
+async fn read_or_make(config: &Config, secret: &Secret) -> Result<Kept, Error> {
+    let found = secret.read().await?;
+    let now = SystemTime::now();
+    let kept = match found.as_ref().filter(|files| kept::has_authority(files)) {
+        Some(files) => Kept::read(files, &config.trust_domain, config.schedule(), now)?,
+        None => Kept::generate(&config.trust_domain, config.schedule(), now)?,
+    };
+    let complete = kept.to_files()?;
+    if found.as_ref() != Some(&complete) {
+        // Of several replicas one succeeds; the others are told of a conflict, and read what it has written.
+        secret.replace(&complete).await?;
+        let secret::Place { namespace, name } = secret.place();
+        tracing::info!(namespace, name, brought = kept.brought, "the root's Secret is complete");
+    }
+    Ok(kept)
+}
+
+/// What may make the next round due before its time.
+struct News {
+    secret: Option<(watch::Receiver<u64>, watch::Receiver<Lead>)>,
+}
+
+impl News {
+    fn of(store: &Store) -> Self {
+        match store {
+            Store::Directory(_) => Self { secret: None },
+            Store::Secret(secret, lead) => Self { secret: Some((secret.changes(), lead.clone())) },
+        }
+    }
+
+    /// Waits for the Secret to change, or for the lease to come or go.
+    async fn come(&mut self) {
+        let Some((changes, lead)) = &mut self.secret else { return std::future::pending().await };
+        let ended = tokio::select! {
+            changed = changes.changed() => changed.is_err(),
+            changed = lead.changed() => changed.is_err(),
+        };
+        if ended {
+            // The control plane ends.
+            std::future::pending().await
+        }
     }
 }
 
@@ -307,96 +459,13 @@ pub fn bundle_path(state_directory: &Path) -> PathBuf {
     state_directory.join(BUNDLE_PEM)
 }
 
-fn to_files(state: &State, brought: bool) -> Result<Files, Error> {
-    let mut files = state.to_files();
-    if brought {
-        files.insert(
-            BROUGHT_MARK.to_owned(),
-            b"The user brought this authority; it is not exchanged by itself.\n".to_vec(),
-        );
-    }
-    files.insert(BUNDLE_PEM.to_owned(), state.slots.bundle()?.to_pem().into_bytes());
-    files.insert(TRUST_DOMAIN.to_owned(), format!("{}\n", state.slots.trust_domain()).into_bytes());
-    Ok(files)
-}
-
-fn check_trust_domain(directory: &Path, files: &Files, expected: &TrustDomain) -> Result<(), Error> {
-    let found = files.get(TRUST_DOMAIN).map(|bytes| String::from_utf8_lossy(bytes).trim().to_owned());
-    match found {
-        Some(found) if found != expected.as_str() => {
-            Err(Error::TrustDomain { directory: directory.to_owned(), found, expected: expected.clone() })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// `ca.crt` and `ca.key` as plain files: an authority the user brought.
-fn brought(directory: &Path) -> Result<Option<Files>, Error> {
-    let mut files = Files::new();
-    for name in BROUGHT {
-        let path = directory.join(name);
-        match fs::metadata(&path) {
-            Ok(metadata) if metadata.len() <= MAX_BROUGHT_BYTES => {
-                files.insert(name.to_owned(), fs::read(&path).map_err(io_error("reading", &path))?);
-            }
-            Ok(metadata) => {
-                let error = io::Error::other(format!("{} bytes; the limit is {MAX_BROUGHT_BYTES}", metadata.len()));
-                return Err(Error::Io { action: "reading", path, error });
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::Io { action: "reading", path, error }),
-        }
-    }
-    Ok((!files.is_empty()).then_some(files))
-}
-
-/// Removes what [`brought`] took over, which would stand in the way of the next exchange; whether there was something.
-fn remove_brought(directory: &Path) -> Result<bool, Error> {
-    let mut removed = false;
-    for path in BROUGHT.map(|name| directory.join(name)) {
-        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
-            fs::remove_file(&path).map_err(io_error("removing", &path))?;
-            removed = true;
-        }
-    }
-    Ok(removed)
-}
-
-fn lock(directory: &Path) -> Result<File, Error> {
-    let path = directory.join(LOCK);
-    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = opened.map_err(io_error("opening", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked(directory.to_owned())),
-        Err(TryLockError::Error(error)) => Err(Error::Io { action: "locking", path, error }),
-    }
-}
-
-fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Error + 'a {
-    move |error| Error::Io { action, path: path.into(), error }
-}
-
-/// For clients: the roots.
-const BUNDLE_PEM: &str = "bundle.pem";
-/// Whom the state is for, one line.
-const TRUST_DOMAIN: &str = "trust-domain";
-/// The key of the join tokens, as [`heddle_certs::state`] names it.
-const TOKEN_KEY: &str = "token.key";
-/// There if the user brought the authority.
-const BROUGHT_MARK: &str = "brought";
-/// Held while a control plane works with the directory. Begins with a dot: it is none of the state's files.
-const LOCK: &str = ".lock";
-/// What a user may bring.
-const BROUGHT: [&str; 2] = ["ca.crt", "ca.key"];
-/// Bytes of each: a chain of large certificates has a tenth of it.
-const MAX_BROUGHT_BYTES: u64 = 256 * 1024;
 /// Longest sleep: timers do not run while a machine sleeps and clocks are set, so the wall clock is looked at again.
 /// Chosen: a fraction of the shortest time between renewal and end of a day's leaf.
 const MAX_SLEEP: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -406,11 +475,15 @@ mod tests {
     }
 
     fn open(config: &Config) -> Result<Authority, Error> {
-        Authority::open(config, Metrics::new().unwrap(), SystemTime::now())
+        open_at(config, SystemTime::now())
+    }
+
+    fn open_at(config: &Config, now: SystemTime) -> Result<Authority, Error> {
+        Authority::open(config, config.state.as_deref().unwrap(), Metrics::new().unwrap(), now)
     }
 
     fn root(authority: &Authority) -> String {
-        authority.read().slots.current().root_hash_hex()
+        authority.read().state.slots.current().root_hash_hex()
     }
 
     #[test]
@@ -437,7 +510,7 @@ mod tests {
         let config = config(directory.path());
         let _first = open(&config).unwrap();
 
-        assert!(matches!(open(&config), Err(Error::Locked(_))));
+        assert!(matches!(open(&config), Err(Error::Directory(directory::Error::Locked(_)))));
     }
 
     #[test]
@@ -447,29 +520,29 @@ mod tests {
 
         let other = Config { trust_domain: TrustDomain::parse("other").unwrap(), ..config(directory.path()) };
 
-        let Err(Error::TrustDomain { found, .. }) = open(&other) else { panic!("taken over") };
-        assert_eq!(found, "mesh.example");
+        let error = open(&other).unwrap_err().to_string();
+        assert!(error.contains("`mesh.example`") && error.contains(directory.path().to_str().unwrap()), "{error}");
     }
 
     #[test]
     fn an_authority_the_user_brought_is_taken_over_and_kept() {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let theirs = open(&config(from.path())).unwrap();
-        for name in BROUGHT {
+        for name in kept::BROUGHT {
             fs::write(to.path().join(name), fs::read(from.path().join(name)).unwrap()).unwrap();
         }
 
         let ours = open(&config(to.path())).unwrap();
 
         assert_eq!(root(&ours), root(&theirs));
-        assert_eq!(ours.read().slots.next_step_at(), None, "nothing follows it by itself");
+        assert_eq!(ours.read().state.slots.next_step_at(), None, "nothing follows it by itself");
         drop(ours);
         assert_eq!(root(&open(&config(to.path())).unwrap()), root(&theirs));
         assert!(fs::symlink_metadata(to.path().join("ca.key")).unwrap().is_symlink());
     }
 
-    #[test]
-    fn a_rotation_is_on_disk_before_it_signs() {
+    #[tokio::test]
+    async fn a_rotation_is_on_disk_before_it_signs() {
         let directory = tempfile::tempdir().unwrap();
         let config = Config {
             leaf_lifetime: Duration::from_secs(30),
@@ -480,18 +553,17 @@ mod tests {
         let authority = open(&config).unwrap();
         let (old, begin) = (root(&authority), SystemTime::now());
 
-        let renewed =
-            authority.exchange(begin + Duration::from_secs(1_000_000), begin + Duration::from_secs(6_000)).unwrap();
-        assert!(renewed);
+        let later = begin + Duration::from_secs(1_000_000);
+        assert!(authority.exchange(later, begin + Duration::from_secs(6_000)).await.unwrap());
         assert_eq!(authority.current().borrow().bundle.roots().len(), 2);
         assert_eq!(root(&authority), old, "the next root signs only after its lead");
-        authority.exchange(begin, begin + Duration::from_secs(6_200)).unwrap();
+        authority.exchange(begin, begin + Duration::from_secs(6_200)).await.unwrap();
 
         let new = root(&authority);
         assert_ne!(new, old);
         drop(authority);
         let later = begin + Duration::from_secs(6_300);
-        assert_eq!(root(&Authority::open(&config, Metrics::new().unwrap(), later).unwrap()), new);
+        assert_eq!(root(&open_at(&config, later).unwrap()), new);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! named beside it. Nothing here is secret.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -21,13 +21,34 @@ use crate::model;
 #[derive(Debug, Clone, Args, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Config {
+    /// Reads the objects of the cluster it runs in, or else of the one KUBECONFIG names, and keeps its keys in a Secret there.
+    /// Without it, --manifests and --state are needed.
+    #[arg(long, env = "HEDDLE_KUBERNETES")]
+    pub kubernetes: bool,
     /// Directory with the manifests that describe the mesh; watched.
     #[arg(long, env = "HEDDLE_MANIFESTS", value_name = "DIR")]
-    pub manifests: PathBuf,
+    pub manifests: Option<PathBuf>,
     /// Directory for the root certificate's key and the key of join tokens, made at the first start; one control plane for
     /// each. `bundle.pem` in it is what clients need to believe this control plane.
     #[arg(long, env = "HEDDLE_STATE", value_name = "DIR")]
-    pub state: PathBuf,
+    pub state: Option<PathBuf>,
+    /// With --kubernetes: the namespace this control plane runs in, and keeps its Secret and its Lease in.
+    #[arg(long, env = "HEDDLE_NAMESPACE", value_name = "NAMESPACE", default_value = CONTROL_PLANE_NAMESPACE)]
+    pub namespace: String,
+    /// With --kubernetes: the name of this control plane's own pod, by which replicas tell each other apart. Default: the host
+    /// name, which a pod has from its own.
+    #[arg(long, env = "HEDDLE_POD", value_name = "NAME")]
+    pub pod: Option<String>,
+    /// With --kubernetes: the Secret with the root certificate's key and the key of join tokens. It is made at the first start
+    /// if it is not there; one with `ca.crt` and `ca.key` alone brings an authority of your own.
+    #[arg(long, env = "HEDDLE_ROOT_SECRET", value_name = "NAME", default_value = DEFAULT_ROOT_SECRET)]
+    pub root_secret: String,
+    /// With --kubernetes: where admission requests of the API server are answered, on every address.
+    #[arg(long, env = "HEDDLE_WEBHOOK_PORT", value_name = "PORT", default_value_t = DEFAULT_WEBHOOK_PORT)]
+    pub webhook_port: u16,
+    /// With --kubernetes: a YAML file with what injected sidecars are given. Default: nothing is injected.
+    #[arg(long, env = "HEDDLE_INJECTION", value_name = "FILE")]
+    pub injection: Option<PathBuf>,
     /// Where xDS and certificates are served, over TLS 1.3.
     #[arg(long, env = "HEDDLE_LISTEN", value_name = "ADDRESS", default_value_t = DEFAULT_LISTEN)]
     pub listen: SocketAddr,
@@ -76,6 +97,20 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
+/// Where objects come from and keys are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source<'c> {
+    /// Files.
+    Directory {
+        /// Directory with the objects.
+        manifests: &'c Path,
+        /// Directory with the keys.
+        state: &'c Path,
+    },
+    /// The API server of a cluster.
+    Kubernetes,
+}
+
 /// What sidecars do with traffic for hosts outside the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -99,6 +134,12 @@ pub enum LogFormat {
 /// A setting that cannot be meant.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Nothing to read objects from, or two things.
+    #[error(
+        "give either --kubernetes, or --manifests DIR and --state DIR: what describes the mesh comes from a cluster or from \
+         files, never from both"
+    )]
+    Source,
     /// Plain ADS where others could reach it.
     #[error("--plain-ads {0}: only a loopback address is allowed, such as 127.0.0.1:15010; it asks for no certificate")]
     PlainAds(SocketAddr),
@@ -125,8 +166,27 @@ impl Config {
     /// A control plane fed from `manifests` that keeps its keys in `state`; everything else as by default.
     pub fn new(manifests: impl Into<PathBuf>, state: impl Into<PathBuf>, trust_domain: TrustDomain) -> Self {
         Self {
-            manifests: manifests.into(),
-            state: state.into(),
+            manifests: Some(manifests.into()),
+            state: Some(state.into()),
+            ..Self::common(trust_domain)
+        }
+    }
+
+    /// A control plane of the cluster the environment names; everything else as by default.
+    pub fn of_cluster(trust_domain: TrustDomain) -> Self {
+        Self { kubernetes: true, ..Self::common(trust_domain) }
+    }
+
+    fn common(trust_domain: TrustDomain) -> Self {
+        Self {
+            kubernetes: false,
+            manifests: None,
+            state: None,
+            namespace: CONTROL_PLANE_NAMESPACE.to_owned(),
+            pod: None,
+            root_secret: DEFAULT_ROOT_SECRET.to_owned(),
+            webhook_port: DEFAULT_WEBHOOK_PORT,
+            injection: None,
             listen: DEFAULT_LISTEN,
             plain_ads: None,
             admin_port: DEFAULT_ADMIN_PORT,
@@ -149,6 +209,7 @@ impl Config {
     /// # Errors
     /// Names the flag, its value and what would be right.
     pub fn check(&self) -> Result<(), Error> {
+        self.source()?;
         if let Some(address) = self.plain_ads.filter(|address| !address.ip().is_loopback()) {
             return Err(Error::PlainAds(address));
         }
@@ -165,6 +226,26 @@ impl Config {
             return Err(Error::MaxConnections);
         }
         Ok(())
+    }
+
+    /// Where objects come from and keys are kept.
+    ///
+    /// # Errors
+    /// If neither way is given whole, or both are.
+    pub fn source(&self) -> Result<Source<'_>, Error> {
+        match (self.kubernetes, &self.manifests, &self.state) {
+            (true, None, None) => Ok(Source::Kubernetes),
+            (false, Some(manifests), Some(state)) => Ok(Source::Directory { manifests, state }),
+            _ => Err(Error::Source),
+        }
+    }
+
+    /// The name by which this control plane is told from other replicas.
+    pub fn replica(&self) -> String {
+        let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+        let name = self.pod.clone().or_else(host).map(|name| name.trim().to_owned());
+        // Only where there is neither a flag nor a Linux: two such replicas would both lead.
+        name.filter(|name| !name.is_empty()).unwrap_or_else(|| format!("process-{}", std::process::id()))
     }
 
     /// When root certificates are exchanged.
@@ -229,6 +310,10 @@ fn seconds<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::E
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 15012);
 /// Metrics and readiness: the port the field knows for a control plane's.
 pub const DEFAULT_ADMIN_PORT: u16 = 15014;
+/// Made by the first control plane of a cluster.
+pub const DEFAULT_ROOT_SECRET: &str = "heddle-root";
+/// Admission webhooks: the port the field knows for a control plane's.
+pub const DEFAULT_WEBHOOK_PORT: u16 = 15017;
 /// Kubernetes' own default domain, as elsewhere in the field.
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 /// Chosen: a few thousand sidecars a replica with two connections each while they reconnect; some 100 KiB each.
@@ -258,6 +343,22 @@ mod tests {
         let default = Config::new("m", "s", TrustDomain::parse("cluster.local").unwrap());
         assert_eq!(serde_json::to_string(&parsed).unwrap(), serde_json::to_string(&default).unwrap());
         parsed.check().unwrap();
+    }
+
+    #[test]
+    fn objects_come_from_a_cluster_or_from_files() {
+        let given = |flags: &[&str]| {
+            let config = Cli::try_parse_from(["heddle-control-plane"].iter().chain(flags)).unwrap().config;
+            config.source().map(|source| source == Source::Kubernetes).map_err(|error| error.to_string())
+        };
+        assert_eq!(given(&["--kubernetes"]), Ok(true));
+        assert_eq!(given(&["--manifests", "m", "--state", "s"]), Ok(false));
+        assert!(given(&["--manifests", "m"]).unwrap_err().contains("--state"));
+        assert!(given(&["--kubernetes", "--manifests", "m", "--state", "s"]).is_err());
+        assert!(given(&[]).is_err());
+        let of_cluster = Config::of_cluster(TrustDomain::parse("cluster.local").unwrap());
+        let parsed = Cli::try_parse_from(["heddle-control-plane", "--kubernetes"]).unwrap().config;
+        assert_eq!(serde_json::to_string(&parsed).unwrap(), serde_json::to_string(&of_cluster).unwrap());
     }
 
     #[test]

@@ -1,50 +1,64 @@
 //! The Identity service: the only door through which a certificate is signed.
 //!
-//! Who asks is known from one of two proofs, and the certificate is for that identity whatever the request says: a join
-//! token in the metadata (the first certificate of a workload outside Kubernetes), or the client certificate of the
-//! connection (renewal). Either way the workload must exist: a token is for one Pod or Workload, a certificate for some
-//! that runs under its service account, so taking the object away ends its certificates with the last one's life.
+//! Who asks is known from one of three proofs, and the certificate is for that identity whatever the request says: a projected
+//! service account token in the metadata, of which the API server says whose it is ([`crate::cluster::review`]); a join token
+//! there (the first certificate of a workload outside Kubernetes); or the client certificate of the connection (renewal). Either
+//! way the workload must exist: a token is for one Pod or Workload, a certificate for some that runs under its service account,
+//! so taking the object away ends its certificates with the last one's life. A pod's token is believed from that pod's own address
+//! only, and a pod whose address is not known yet is waited for: its sidecar is faster than the news of it.
 //!
-//! Roots are no secret: [`Service::bundles`] answers everybody. Projected service account tokens (TokenReview) belong to
-//! the Kubernetes source and are not read here. Served by [`crate::app`] beside ADS.
+//! Roots are no secret: [`Service::bundles`] answers everybody. Served by [`crate::app`] beside ADS.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures::Stream;
 use heddle_certs::ca::{self, requested_lifetime};
 use heddle_certs::csr::{self, Csr};
 use heddle_certs::identity::SpiffeId;
 use heddle_certs::rpc::{BundlesRequest, BundlesResponse, IdentityService, SignRequest, SignResponse, bearer};
+use heddle_certs::token::is_join_token;
 use heddle_xds::server::PeerIdentity;
 use tokio::sync::Semaphore;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
+use crate::ads::{OTHER_WORKLOAD_WAIT, UNKNOWN_WORKLOAD_WAIT};
 use crate::authority::Authority;
+use crate::cluster::review::{self, Holder, Outcome, Reviewer};
 use crate::metrics::{Issued, Metrics};
 use crate::model::WorkloadName;
-use crate::publish::Publisher;
+use crate::publish::{Answer, Publisher, Snapshot};
 
 /// The service.
 #[derive(Debug)]
 pub struct Service {
     authority: Arc<Authority>,
     publisher: Arc<Publisher>,
+    /// Says whose service account tokens are; none outside a cluster.
+    reviewer: Option<Reviewer>,
     places: Semaphore,
+    waiting: Semaphore,
     metrics: Metrics,
 }
 
 impl Service {
-    /// Signs with `authority` for workloads that `publisher` knows.
-    pub fn new(authority: Arc<Authority>, publisher: Arc<Publisher>, metrics: Metrics) -> Self {
-        Self { authority, publisher, places: Semaphore::new(MAX_WAITING), metrics }
+    /// Signs with `authority` for workloads that `publisher` knows, those too whose service account tokens `reviewer` believes.
+    pub fn new(
+        authority: Arc<Authority>,
+        publisher: Arc<Publisher>,
+        reviewer: Option<Reviewer>,
+        metrics: Metrics,
+    ) -> Self {
+        let (places, waiting) = (Semaphore::new(MAX_WAITING), Semaphore::new(MAX_WAITING_FOR_PODS));
+        Self { authority, publisher, reviewer, places, waiting, metrics }
     }
 
     async fn answer(&self, request: Request<SignRequest>, now: SystemTime) -> Result<(SignResponse, Issued), Refused> {
-        let (id, outcome) = self.authenticate(&request, now)?;
+        let (id, outcome) = self.authenticate(&request, now).await?;
         let _place = self.places.try_acquire().map_err(|_| {
             Refused(
                 Issued::Overflow,
@@ -67,22 +81,72 @@ impl Service {
     }
 
     /// Who asks. A token counts before a certificate: who shows one means it.
-    fn authenticate(&self, request: &Request<SignRequest>, now: SystemTime) -> Result<(SpiffeId, Issued), Refused> {
+    async fn authenticate(&self, request: &Request<SignRequest>, now: SystemTime) -> Result<(SpiffeId, Issued), Refused> {
         let peer = request.extensions().get::<PeerIdentity>();
-        if let Some(token) = bearer(request.metadata()) {
-            let claims = self.authority.verify_token(token, now).map_err(unauthenticated)?;
-            let id = claims.identity().map_err(unauthenticated)?;
-            let workload = WorkloadName::new(&claims.namespace, &claims.workload);
-            self.exists(&id, Some(&workload))?;
-            return Ok((id, Issued::ForToken));
+        match (bearer(request.metadata()), &self.reviewer) {
+            (Some(token), Some(reviewer)) if !is_join_token(token) => {
+                let address = peer.and_then(|peer| peer.address).map(|address| address.ip().to_canonical());
+                let id = self.review(reviewer, token, address, now).await?;
+                return Ok((id, Issued::ForServiceAccount));
+            }
+            (Some(token), _) => {
+                let claims = self.authority.verify_token(token, now).map_err(unauthenticated)?;
+                let id = claims.identity().map_err(unauthenticated)?;
+                let workload = WorkloadName::new(&claims.namespace, &claims.workload);
+                self.exists(&id, Some(&workload))?;
+                return Ok((id, Issued::ForToken));
+            }
+            (None, _) => {}
         }
         let Some(id) = peer.and_then(|peer| peer.spiffe_id.as_deref()) else {
-            let how = "show a join token (`authorization: Bearer …`, from `heddle token`) or a client certificate";
+            let how = "show a service account token or a join token (`authorization: Bearer …`), or a client certificate";
             return Err(Refused(Issued::Unauthenticated, Status::unauthenticated(how)));
         };
         let id = SpiffeId::parse(id).map_err(unauthenticated)?;
         self.exists(&id, None)?;
         Ok((id, Issued::ForCertificate))
+    }
+
+    /// The identity of a service account token's holder, whose pod must be the one that shows it.
+    async fn review(
+        &self,
+        reviewer: &Reviewer,
+        token: &str,
+        address: Option<IpAddr>,
+        now: SystemTime,
+    ) -> Result<SpiffeId, Refused> {
+        let holder = reviewer.review(token, now).await.map_err(|error| {
+            let text = format!("service account token: {error}");
+            match error {
+                review::Error::Overflow => Refused(Issued::Overflow, Status::resource_exhausted(text)),
+                review::Error::Timeout | review::Error::Api(_) => Refused(Issued::Failed, Status::unavailable(text)),
+                review::Error::Malformed(_)
+                | review::Error::Audience(_)
+                | review::Error::Expired(_)
+                | review::Error::Unbelieved(_)
+                | review::Error::NotServiceAccount(_)
+                | review::Error::NoPod => Refused(Issued::Unauthenticated, Status::unauthenticated(text)),
+            }
+        })?;
+        let id = SpiffeId::new(self.authority.trust_domain(), &holder.namespace, &holder.service_account);
+        let id = id.map_err(unauthenticated)?;
+        let _waits = self.waiting.try_acquire().map_err(|_| {
+            let text = format!("{MAX_WAITING_FOR_PODS} pods are waited for already; try again");
+            Refused(Issued::Overflow, Status::resource_exhausted(text))
+        })?;
+        let found = self.publisher.ask(|snapshot| match shows(snapshot, &holder, &id, address) {
+            Ok(()) => Answer::Final(Ok(())),
+            Err(shown) => Answer::For(shown.patience(), Err(shown)),
+        });
+        match found.await {
+            Some(Ok(())) => Ok(id),
+            Some(Err(shown)) => {
+                self.metrics.review_overruled(Outcome::OtherPod);
+                let text = format!("service account token of Pod {}/{}: {shown}", holder.namespace, holder.pod);
+                Err(Refused(Issued::Denied, Status::permission_denied(text)))
+            }
+            None => Err(Refused(Issued::Failed, Status::unavailable("the mesh is not read yet; try again"))),
+        }
     }
 
     fn exists(&self, id: &SpiffeId, workload: Option<&WorkloadName>) -> Result<(), Refused> {
@@ -138,6 +202,46 @@ impl IdentityService for Service {
     }
 }
 
+/// Why a token's pod is not the one that shows it.
+#[derive(Debug, thiserror::Error)]
+enum Shown {
+    #[error("no such pod with an address is known")]
+    Unknown,
+    #[error("it is of an earlier pod of that name, or of a later one")]
+    OtherUid,
+    #[error("that pod runs as `{0}`")]
+    OtherAccount(String),
+    #[error("it is shown from {}, which is not that pod's address", .0.map_or("nowhere".to_owned(), |ip| ip.to_string()))]
+    OtherAddress(Option<IpAddr>),
+}
+
+impl Shown {
+    /// How long news may change it: the kubelet writes a pod's address about a second after its containers begin.
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Unknown | Self::OtherUid => UNKNOWN_WORKLOAD_WAIT,
+            Self::OtherAccount(_) | Self::OtherAddress(_) => OTHER_WORKLOAD_WAIT,
+        }
+    }
+}
+
+/// Whether the pod that `holder` names is there, runs as `id`, and is the one at `address`.
+fn shows(snapshot: &Snapshot, holder: &Holder, id: &SpiffeId, address: Option<IpAddr>) -> Result<(), Shown> {
+    let name = WorkloadName::new(&holder.namespace, &holder.pod);
+    let Some(workload) = snapshot.model().workloads.get(&name) else { return Err(Shown::Unknown) };
+    if workload.uid.as_deref() != Some(holder.uid.as_str()) {
+        return Err(Shown::OtherUid);
+    }
+    if workload.identity.as_str() != id.as_str() {
+        return Err(Shown::OtherAccount(workload.identity.to_string()));
+    }
+    // On the host's network an address is everybody's.
+    if !workload.host_network && !address.is_some_and(|address| workload.addresses.contains(&address)) {
+        return Err(Shown::OtherAddress(address));
+    }
+    Ok(())
+}
+
 /// A request that was not signed: how it is counted, and what the caller is told.
 struct Refused(Issued, Status);
 
@@ -168,14 +272,14 @@ fn unauthenticated(error: impl std::fmt::Display) -> Refused {
     Refused(Issued::Unauthenticated, Status::unauthenticated(error.to_string()))
 }
 
+/// Requests that wait for the news of their pods at once. Chosen: as many pods as a large cluster starts in the time they wait.
+const MAX_WAITING_FOR_PODS: usize = 1024;
 /// Requests that are signed or wait for it at once. Chosen: a second's work of one core; who comes above it is told to come
 /// again, and clients wait with jitter.
 const MAX_WAITING: usize = 2048;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use heddle_certs::bundle::Bundle;
     use heddle_certs::identity::TrustDomain;
 
@@ -184,8 +288,8 @@ mod tests {
 
     fn service(config: &Config) -> Service {
         let metrics = Metrics::new().unwrap();
-        let authority = Authority::open(config, metrics.clone(), SystemTime::now()).unwrap();
-        Service::new(Arc::new(authority), Arc::default(), metrics)
+        let authority = Authority::open(config, config.state.as_deref().unwrap(), metrics.clone(), SystemTime::now()).unwrap();
+        Service::new(Arc::new(authority), Arc::default(), None, metrics)
     }
 
     fn config(state: &std::path::Path) -> Config {
@@ -208,7 +312,7 @@ mod tests {
 
         // Half of the root's life: the next one is published.
         let now = SystemTime::now() + Duration::from_secs(100_000);
-        service.authority.exchange(now, now).unwrap();
+        service.authority.exchange(now, now).await.unwrap();
 
         let second = Bundle::try_from(bundles.next().await.unwrap().unwrap()).unwrap();
         assert_eq!((first.roots().len(), second.roots().len()), (1, 2));
@@ -222,7 +326,7 @@ mod tests {
         let mut bundles = service.bundles(ask(&known)).await.unwrap().into_inner();
 
         let now = SystemTime::now() + Duration::from_secs(100_000);
-        service.authority.exchange(now, now).unwrap();
+        service.authority.exchange(now, now).await.unwrap();
 
         assert_ne!(bundles.next().await.unwrap().unwrap().version, known);
     }

@@ -337,7 +337,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let config = Config::new("unused", directory.path(), TrustDomain::parse("mesh.example").unwrap());
             let metrics = Metrics::new().unwrap();
-            let authority = Authority::open(&config, metrics.clone(), SystemTime::now()).unwrap();
+            let authority = Authority::open(&config, directory.path(), metrics.clone(), SystemTime::now()).unwrap();
             let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
             let address = listener.local_addr().unwrap();
             let (connections, accepted) = mpsc::channel(8);
@@ -370,7 +370,7 @@ mod tests {
         server.accepted.recv().await.unwrap().unwrap();
 
         let now = SystemTime::now();
-        assert!(server.authority.exchange(now, now).unwrap());
+        assert!(server.authority.exchange(now, now).await.unwrap());
 
         let after = server.serial().await.unwrap();
         assert_ne!(after, before);

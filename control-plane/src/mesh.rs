@@ -4,7 +4,6 @@
 //! translated again. A translation that panicked changes nothing that worked: it is logged, and the next change is taken
 //! from the last state that was published. Made by [`crate::app`].
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use tokio::sync::watch;
 use crate::metrics::Metrics;
 use crate::objects::{KINDS, Objects};
 use crate::publish::Publisher;
-use crate::source::directory::{Problem, Snapshot};
+use crate::source::{Problem, Snapshot};
 use crate::translate::{self, Settings};
 
 /// What translation works with.
@@ -64,6 +63,10 @@ impl Mesh {
         // Each part is exchanged whole, so what a panic left is usable.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.count(&self.metrics, snapshot);
+        if snapshot.objects.generation() == last.objects.generation() {
+            // Something was said about the objects, and nothing by them.
+            return;
+        }
         let Some(before) = self.publisher.snapshot() else { return };
         let (translation, touched) =
             translate::update(before.translation(), &last.objects, &snapshot.objects, &self.settings);
@@ -80,12 +83,8 @@ impl Last {
         let new = snapshot.problems.iter().filter(|problem| !self.problems.contains(problem)).count();
         metrics.source_read(new, snapshot.problems.len());
         self.problems = snapshot.problems.clone();
-        let mut counts: BTreeMap<_, usize> = KINDS.into_iter().map(|kind| (kind, 0)).collect();
-        for key in snapshot.objects.keys() {
-            *counts.entry(key.kind).or_default() += 1;
-        }
-        for (kind, number) in counts {
-            metrics.objects(kind.name(), number);
+        for kind in KINDS {
+            metrics.objects(kind.name(), snapshot.objects.count(kind));
         }
     }
 }

@@ -12,6 +12,8 @@ use prometheus::{
 };
 
 use crate::admit::{Dialect, Reason};
+use crate::cluster::review::Outcome;
+use crate::cluster::status;
 
 /// Everything that is counted. Cheap to clone; clones count together.
 #[derive(Debug, Clone)]
@@ -27,6 +29,15 @@ pub struct Metrics {
     objects: IntGaugeVec,
     source_errors: IntCounter,
     source_broken: IntGauge,
+    source_served: IntGaugeVec,
+    watch_failures: IntCounterVec,
+    leading: IntGauge,
+    lease_failures: IntCounter,
+    roots_written: IntCounterVec,
+    statuses: IntCounterVec,
+    reports: IntCounterVec,
+    reviews: IntCounterVec,
+    review_time: Histogram,
     updates: IntCounter,
     translation: Histogram,
     issued: IntCounterVec,
@@ -57,6 +68,8 @@ pub enum Handshake {
 pub enum Issued {
     /// Signed, for a join token.
     ForToken,
+    /// Signed, for a service account token.
+    ForServiceAccount,
     /// Signed, for the certificate before it.
     ForCertificate,
     /// The caller did not prove who it is.
@@ -91,8 +104,46 @@ impl Metrics {
                 PROPAGATION_SECONDS,
             )?,
             objects: gauges("heddle_config_objects", "Objects that are read.", &["kind"])?,
-            source_errors: IntCounter::new("heddle_source_errors_total", "Times a manifest could not be taken over.")?,
-            source_broken: IntGauge::new("heddle_source_broken", "Mistakes in manifests that are there now.")?,
+            source_errors: IntCounter::new("heddle_source_errors_total", "Times a file or an object could not be taken over.")?,
+            source_broken: IntGauge::new(
+                "heddle_source_broken",
+                "Files or objects that cannot be read as they are now.",
+            )?,
+            source_served: gauges(
+                "heddle_source_served",
+                "Whether the API server knows a kind: 1, or 0 while its definition is not installed.",
+                &["kind"],
+            )?,
+            watch_failures: counters(
+                "heddle_source_watch_failures_total",
+                "Times that objects of the API server could not be listed or watched.",
+                &["kind"],
+            )?,
+            leading: IntGauge::new(
+                "heddle_leading",
+                "Whether this replica holds the lease, and so writes statuses and exchanges roots: 1 or 0.",
+            )?,
+            lease_failures: IntCounter::new(
+                "heddle_lease_failures_total",
+                "Times the lease could not be read or renewed.",
+            )?,
+            roots_written: counters(
+                "heddle_roots_writes_total",
+                "ConfigMaps with the roots that were written, or could not be.",
+                &["result"],
+            )?,
+            statuses: counters("heddle_status_writes_total", "Statuses of objects that were to be written.", &["outcome"])?,
+            reports: counters(
+                "heddle_replica_reports_total",
+                "Reports of what clients say to the replica that holds the lease.",
+                &["result"],
+            )?,
+            reviews: counters("heddle_token_reviews_total", "Service account tokens that were shown.", &["outcome"])?,
+            review_time: histogram(
+                "heddle_token_review_seconds",
+                "From a service account token to its holder, the API server asked.",
+                REVIEW_SECONDS,
+            )?,
             updates: IntCounter::new("heddle_config_updates_total", "Changes of the mesh that were published.")?,
             translation: histogram(
                 "heddle_config_translation_seconds",
@@ -122,7 +173,7 @@ impl Metrics {
     }
 
     fn register(&self) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 18] = [
+        let all: [Box<dyn Collector>; 27] = [
             Box::new(self.streams.clone()),
             Box::new(self.answers.clone()),
             Box::new(self.sent.clone()),
@@ -133,6 +184,15 @@ impl Metrics {
             Box::new(self.objects.clone()),
             Box::new(self.source_errors.clone()),
             Box::new(self.source_broken.clone()),
+            Box::new(self.source_served.clone()),
+            Box::new(self.watch_failures.clone()),
+            Box::new(self.leading.clone()),
+            Box::new(self.lease_failures.clone()),
+            Box::new(self.roots_written.clone()),
+            Box::new(self.statuses.clone()),
+            Box::new(self.reports.clone()),
+            Box::new(self.reviews.clone()),
+            Box::new(self.review_time.clone()),
             Box::new(self.updates.clone()),
             Box::new(self.translation.clone()),
             Box::new(self.issued.clone()),
@@ -162,6 +222,12 @@ impl Metrics {
         }
         for outcome in Issued::ALL {
             self.issued.with_label_values(&[outcome.name()]);
+        }
+        for outcome in status::Outcome::ALL {
+            self.statuses.with_label_values(&[outcome.name()]);
+        }
+        for outcome in Outcome::ALL {
+            self.reviews.with_label_values(&[outcome.name()]);
         }
         for outcome in Handshake::ALL {
             self.handshakes.with_label_values(&[outcome.name()]);
@@ -205,7 +271,55 @@ impl Metrics {
         self.objects.with_label_values(&[kind]).set(gauge(count));
     }
 
-    /// The manifests were read; so many mistakes in them are new, so many are there in all.
+    /// The API server knows a kind, or does not.
+    pub fn source_served(&self, kind: &str, served: bool) {
+        self.source_served.with_label_values(&[kind]).set(i64::from(served));
+        // From now on, a failure is a rise and not a beginning.
+        self.watch_failures.with_label_values(&[kind]);
+    }
+
+    /// A kind could not be listed or watched.
+    pub fn source_watch_failed(&self, kind: &str) {
+        self.watch_failures.with_label_values(&[kind]).inc();
+    }
+
+    /// This replica holds the lease, or does not.
+    pub fn leading(&self, held: bool) {
+        self.leading.set(i64::from(held));
+    }
+
+    /// The lease could not be read or renewed.
+    pub fn lease_failed(&self) {
+        self.lease_failures.inc();
+    }
+
+    /// A ConfigMap with the roots was written, or could not be.
+    pub fn roots_written(&self, written: bool) {
+        self.roots_written.with_label_values(&[if written { WRITTEN } else { FAILED }]).inc();
+    }
+
+    /// A status was to be written.
+    pub fn status_written(&self, outcome: status::Outcome) {
+        self.statuses.with_label_values(&[outcome.name()]).inc();
+    }
+
+    /// What clients say was reported to another replica, or could not be.
+    pub fn reported(&self, arrived: bool) {
+        self.reports.with_label_values(&[if arrived { WRITTEN } else { FAILED }]).inc();
+    }
+
+    /// A service account token was shown; finding out about it took so long.
+    pub fn reviewed(&self, outcome: Outcome, took: Duration) {
+        self.reviews.with_label_values(&[outcome.name()]).inc();
+        self.review_time.observe(took.as_secs_f64());
+    }
+
+    /// A service account token was refused for more than the token itself: that was counted before as accepted.
+    pub fn review_overruled(&self, outcome: Outcome) {
+        self.reviews.with_label_values(&[outcome.name()]).inc();
+    }
+
+    /// The source was read; so many mistakes in it are new, so many are there in all.
     pub fn source_read(&self, new: usize, all: usize) {
         self.source_errors.inc_by(new as u64);
         self.source_broken.set(gauge(all));
@@ -271,8 +385,9 @@ impl Handshake {
 }
 
 impl Issued {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::ForToken,
+        Self::ForServiceAccount,
         Self::ForCertificate,
         Self::Unauthenticated,
         Self::Denied,
@@ -284,6 +399,7 @@ impl Issued {
     fn name(self) -> &'static str {
         match self {
             Self::ForToken => "signed_for_token",
+            Self::ForServiceAccount => "signed_for_service_account",
             Self::ForCertificate => "signed_for_certificate",
             Self::Unauthenticated => "unauthenticated",
             Self::Denied => "denied",
@@ -316,9 +432,13 @@ fn timestamp(at: SystemTime) -> i64 {
 
 const ACCEPTED: &str = "accepted";
 const REFUSED: &str = "refused";
+const WRITTEN: &str = "written";
+const FAILED: &str = "failed";
 
 /// Seconds. From one round trip on a quiet mesh to what operators call an outage.
 const PROPAGATION_SECONDS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+/// Seconds. From an API server next door to the longest that is waited for one.
+const REVIEW_SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 /// Seconds. One Service takes microseconds, a whole mesh seconds.
 const TRANSLATION_SECONDS: &[f64] = &[0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0];
 

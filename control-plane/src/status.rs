@@ -1,5 +1,7 @@
 //! What became of an object, as conditions. The pure part: `translate` makes it, the golden cases show it, a writer
-//! with a clock adds transition times and puts it into the object. Not here: writing.
+//! with a clock adds transition times and puts it into the object ([`merge`]). Not here: writing.
+
+pub mod merge;
 
 use std::sync::Arc;
 

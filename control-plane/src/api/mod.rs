@@ -35,10 +35,27 @@ pub const VERSION: &str = "v1alpha1";
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectStatus {
-    /// `Accepted`: whether the object is in force, with the reason if it is not. At most 8.
+    /// `Accepted`: whether the object is in force, with the reason if it is not. `heddle.dev/Programmed`: whether all clients that
+    /// use it have taken it over. At most 8.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub conditions: Vec<Condition>,
+    /// What the clients say that use what was made of the object. Absent while none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<ClientCounts>,
+}
+
+/// What clients say about what was made of an object: listeners, routes, clusters, endpoints.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientCounts {
+    /// How many resources clients have taken over, over all clients and replicas of the control plane.
+    pub accepted: i64,
+    /// How many resources clients have refused and not taken over since; they keep the version before.
+    pub refused: i64,
+    /// Who refused what, and why, while one is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_refusal: Option<String>,
 }
 
 /// A field whose value cannot be meant.

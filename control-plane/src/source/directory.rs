@@ -10,7 +10,6 @@
 //! [`Loader`] reads and compares and is called by hand in tests; [`watch`] calls it when files change.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -21,28 +20,9 @@ use notify::Watcher;
 use tokio::sync::{mpsc, watch};
 
 use super::manifest::{self, Manifest};
+use super::{Problem, Snapshot};
 use crate::objects::{Object, Objects};
 use crate::translate::cluster_ips;
-
-/// What a directory holds now.
-#[derive(Debug, Clone, Default)]
-pub struct Snapshot {
-    /// Everything that is in force.
-    pub objects: Objects,
-    /// Files that are not in force as they are now, by path.
-    pub problems: Arc<[Problem]>,
-    /// Documents of kinds that are left alone, as `shop.yaml: apps/v1 Deployment api`.
-    pub ignored: Arc<[String]>,
-}
-
-/// Why a file is not in force as it is now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// Below the directory.
-    pub file: PathBuf,
-    /// What is wrong and what would be right.
-    pub error: Error,
-}
 
 /// Why a file, or the directory, cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,12 +68,6 @@ pub enum Error {
     },
 }
 
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.file.display(), self.error)
-    }
-}
-
 /// The directory as it was last read.
 #[derive(Debug)]
 pub struct Loader {
@@ -133,14 +107,19 @@ impl Loader {
             if let Some(new) = file.new.clone() {
                 file.good = new;
             }
-            problems.extend(file.error.clone().map(|error| Problem { file: path.clone(), error }));
+            problems.extend(file.error.as_ref().map(|error| problem(path, error)));
         }
-        problems.sort_by(|a, b| a.file.cmp(&b.file));
+        problems.sort();
         let ignored = self
             .files
             .iter()
             .flat_map(|(path, file)| file.good.ignored.iter().map(move |what| format!("{}: {what}", path.display())));
-        self.snapshot = Snapshot { objects: self.objects(), problems: problems.into(), ignored: ignored.collect() };
+        self.snapshot = Snapshot {
+            objects: self.objects(),
+            problems: problems.into(),
+            ignored: ignored.collect(),
+            ..Snapshot::default()
+        };
         Ok(self.snapshot.clone())
     }
 
@@ -259,6 +238,10 @@ impl File {
     }
 }
 
+fn problem(file: &Path, error: &Error) -> Problem {
+    Problem { place: file.display().to_string(), reason: error.to_string() }
+}
+
 /// What no two objects may have.
 fn claims(object: &Object) -> Vec<String> {
     let key = object.key();
@@ -316,7 +299,7 @@ fn list(
             if depth >= MAX_DEPTH {
                 let what = format!("folder {}", relative.display());
                 let error = Error::Limit { what, limit: MAX_DEPTH as u64, remedy: "put its files higher up" };
-                problems.push(Problem { file: relative, error });
+                problems.push(problem(&relative, &error));
             } else {
                 list(root, &path, depth + 1, found, problems)?;
             }
@@ -324,7 +307,7 @@ fn list(
             if found.len() >= MAX_FILES {
                 let error =
                     Error::Limit { what: "number of files".into(), limit: MAX_FILES as u64, remedy: "join files" };
-                problems.push(Problem { file: relative, error });
+                problems.push(problem(&relative, &error));
                 return Ok(());
             }
             found.insert(relative);
@@ -424,7 +407,7 @@ async fn settle(changes: &mut mpsc::Receiver<()>) {
 
 fn log_changes(before: &Snapshot, now: &Snapshot) {
     for problem in now.problems.iter().filter(|problem| !before.problems.contains(problem)) {
-        tracing::warn!(file = %problem.file.display(), error = %problem.error, "not in force as it is now");
+        tracing::warn!(file = problem.place, error = problem.reason, "not in force as it is now");
     }
     for what in now.ignored.iter().filter(|what| !before.ignored.contains(what)) {
         tracing::info!(what, "not of a kind that is read");
@@ -533,7 +516,7 @@ mod tests {
         dir.write("d.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: []}\n");
         let snapshot = dir.loader().reload().unwrap();
         assert_eq!(names(&snapshot), ["Service shop/api", "Workload default/x"]);
-        let files: Vec<_> = snapshot.problems.iter().map(|problem| problem.file.display().to_string()).collect();
+        let files: Vec<_> = snapshot.problems.iter().map(|problem| &*problem.place).collect();
         assert_eq!(files, ["b.yaml", "d.yaml"]);
     }
 
@@ -572,7 +555,7 @@ mod tests {
         loader.reload().unwrap();
         dir.write("a.yaml", "");
         let emptied = loader.reload().unwrap();
-        assert_eq!((names(&emptied).len(), &emptied.problems[0].error), (1, &Error::Empty));
+        assert_eq!((names(&emptied).len(), &emptied.problems[0].reason), (1, &Error::Empty.to_string()));
         fs::remove_file(dir.0.path().join("a.yaml")).unwrap();
         assert!(names(&loader.reload().unwrap()).is_empty());
     }

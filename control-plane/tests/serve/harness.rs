@@ -115,11 +115,11 @@ impl Mesh {
     }
 
     pub fn token(&self, account: &str, workload: &str) -> String {
-        join_token(self.control_plane.state(), "shop", account, workload, Duration::from_secs(60)).unwrap()
+        join_token(self.control_plane.state().unwrap(), "shop", account, workload, Duration::from_secs(60)).unwrap()
     }
 
     pub fn bundle(&self) -> Arc<Bundle> {
-        let pem = std::fs::read(authority::bundle_path(self.control_plane.state())).unwrap();
+        let pem = std::fs::read(authority::bundle_path(self.control_plane.state().unwrap())).unwrap();
         Arc::new(Bundle::from_pem(trust_domain(), &pem).unwrap())
     }
 
