@@ -47,6 +47,27 @@ const FORBIDDEN: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &[
+            "control-plane/src/objects.rs",
+            "control-plane/src/objects",
+            "control-plane/src/translate",
+            "control-plane/src/model",
+            "control-plane/src/emit",
+            "control-plane/src/status.rs",
+            "control-plane/src/status",
+            "control-plane/src/publish.rs",
+            "control-plane/src/mesh.rs",
+            "control-plane/src/ads.rs",
+            "control-plane/src/admit.rs",
+            "control-plane/src/issue.rs",
+            "control-plane/src/authority.rs",
+            "control-plane/src/authority",
+            "control-plane/src/replicas.rs",
+        ],
+        &["kube::Client", "kube::Api", "kube::api", "kube::runtime"],
+        "only source, cluster and admission talk to the API server",
+    ),
+    (
+        &[
             "proxy/src/http/route.rs",
             "proxy/src/balance",
             "proxy/src/tables",
