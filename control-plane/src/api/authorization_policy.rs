@@ -32,7 +32,7 @@ pub struct AuthorizationPolicySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub target_refs: Vec<TargetRef>,
-    /// Workloads by their labels, instead of targetRefs.
+    /// Workloads by their labels, instead of targetRefs. Default: what targetRefs say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Selector>,
     /// ALLOW or DENY. Default: ALLOW.
@@ -76,31 +76,32 @@ pub struct PolicyRule {
 /// principal and no namespace: it matches no positive condition on them, and every `not` condition.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("minProperties" = 1))]
 pub struct Source {
     /// Identities: `<namespace>/<service account>` in this mesh's trust domain, or a whole SPIFFE ID. A `*` at the
-    /// end of either is any rest; `*` alone is any identity. At most 64.
+    /// end of either is any rest; `*` alone is any identity. At most 64. Default: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(regex(pattern = PRINCIPAL)))]
     pub principals: Vec<String>,
-    /// Identities that must not match, written as in principals; at most 64.
+    /// Identities that must not match, written as in principals; at most 64. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(regex(pattern = PRINCIPAL)))]
     pub not_principals: Vec<String>,
-    /// Namespaces of the caller's identity; a `*` at the start or the end is any text. At most 64.
+    /// Namespaces of the caller's identity; a `*` at the start or the end is any text. At most 64. Default: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(regex(pattern = PATTERN)))]
     pub namespaces: Vec<String>,
-    /// Namespaces that must not match, written as in namespaces; at most 64.
+    /// Namespaces that must not match, written as in namespaces; at most 64. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(regex(pattern = PATTERN)))]
     pub not_namespaces: Vec<String>,
-    /// Networks of the peer's address, as `10.0.0.0/8`, or single addresses; at most 64.
+    /// Networks of the peer's address, as `10.0.0.0/8`, or single addresses; at most 64. Default: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(regex(pattern = BLOCK)))]
     pub ip_blocks: Vec<String>,
-    /// Networks the peer's address must not be in, written as in ipBlocks; at most 64.
+    /// Networks the peer's address must not be in, written as in ipBlocks; at most 64. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(regex(pattern = BLOCK)))]
     pub not_ip_blocks: Vec<String>,
 }
 
@@ -108,41 +109,51 @@ pub struct Source {
 /// be decided for HTTP: an opaque connection matches no ALLOW rule that has one, and is denied by a DENY rule that has.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("minProperties" = 1))]
 pub struct Operation {
-    /// Ports of the application, 1 to 65535; at most 64.
+    /// Ports of the application, 1 to 65535; at most 64. Default: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(range(min = 1, max = 65535)))]
     pub ports: Vec<i32>,
-    /// Ports that must not match; at most 64.
+    /// Ports that must not match; at most 64. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(range(min = 1, max = 65535)))]
     pub not_ports: Vec<i32>,
-    /// HTTP methods, in upper case as clients send them; at most 64.
+    /// HTTP methods, in upper case as clients send them; at most 64. Default: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(regex(pattern = PATTERN)))]
     pub methods: Vec<String>,
-    /// Methods that must not match; at most 64.
+    /// Methods that must not match; at most 64. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(regex(pattern = PATTERN)))]
     pub not_methods: Vec<String>,
     /// Paths without query, compared after normalisation; a `*` at the start or the end is any text. For gRPC,
-    /// `/<service>/<method>`. At most 64.
+    /// `/<service>/<method>`. At most 64. Default: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(regex(pattern = PATH)))]
     pub paths: Vec<String>,
-    /// Paths that must not match, written as in paths; at most 64.
+    /// Paths that must not match, written as in paths; at most 64. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(regex(pattern = PATH)))]
     pub not_paths: Vec<String>,
-    /// Hosts, without port, compared without case; a `*` at the start or the end is any text. At most 64.
+    /// Hosts, without port, compared without case; a `*` at the start or the end is any text. At most 64. Default: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(regex(pattern = PATTERN)))]
     pub hosts: Vec<String>,
-    /// Hosts that must not match, written as in hosts; at most 64.
+    /// Hosts that must not match, written as in hosts; at most 64. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(regex(pattern = PATTERN)))]
     pub not_hosts: Vec<String>,
 }
+
+/// As `principal_is_readable`, for the schema.
+const PRINCIPAL: &str = r"^(\*|spiffe://[^*]*\*?|[^*/]+/([^*/]+\*?|\*))$";
+/// A text with at most one `*`, at its start or at its end.
+const PATTERN: &str = r"^(\*[^*]*|[^*]+\*?)$";
+/// The same, beginning with `/` unless with `*`.
+const PATH: &str = r"^(\*[^*]*|/[^*]*\*?)$";
+/// What a network or an address is written with; whether it is one, admission says.
+const BLOCK: &str = r"^[0-9a-fA-F.:]+(/[0-9]{1,3})?$";
 
 impl AuthorizationPolicySpec {
     /// What cannot be meant. A policy with an error here is not enforced in part: it is refused.

@@ -30,13 +30,15 @@ use super::{FieldError, ObjectStatus, Selector, TargetRef};
 #[x_kube(validation = Rule::new("!has(self.targetRefs) || self.targetRefs.all(t, (!has(t.group) || t.group == '') && t.kind in ['Namespace', 'ServiceAccount', 'Service'])").message("target a Namespace, ServiceAccount or Service"))]
 #[x_kube(validation = Rule::new("!(has(self.selector) && has(self.targetRefs) && size(self.targetRefs) > 0)").message("give either targetRefs or selector"))]
 #[x_kube(validation = Rule::new("has(self.mode) || (has(self.portLevel) && size(self.portLevel) > 0)").message("give mode, portLevel, or both"))]
+#[x_kube(validation = Rule::new("!has(self.portLevel) || self.portLevel.all(p, p.matches('^[1-9][0-9]{0,4}$') && int(p) <= 65535)").message("write ports in portLevel as numbers from 1 to 65535, without sign or leading zero"))]
+#[x_kube(validation = Rule::new("!has(self.portLevel) || size(self.portLevel) == 0 || !has(self.targetRefs) || self.targetRefs.all(t, t.kind != 'Service')").message("leave portLevel out: a Service target means the Service's target ports"))]
 pub struct MeshTlsPolicySpec {
     /// The policy's own Namespace, ServiceAccounts, or Services (their workloads, at their target ports); at most 16.
     /// Default: all workloads of the namespace; in `heddle-system`, of the mesh.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub target_refs: Vec<TargetRef>,
-    /// Workloads by their labels, instead of targetRefs.
+    /// Workloads by their labels, instead of targetRefs. Default: what targetRefs say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Selector>,
     /// STRICT, PERMISSIVE or DISABLE, for all ports that portLevel does not name. Default: what a wider policy says.

@@ -11,18 +11,23 @@ pub mod target;
 pub mod traffic_policy;
 pub mod workload;
 
+use std::fmt;
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResourceExt;
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_path_to_error::Segment;
 
 pub use authorization_policy::{AuthorizationPolicy, AuthorizationPolicySpec};
 pub use duration::Duration;
 pub use mesh_tls_policy::{MeshTlsPolicy, MeshTlsPolicySpec};
-pub use target::{Selector, TargetRef};
+pub use target::{GATEWAY_GROUP, Selector, TargetRef};
 pub use traffic_policy::{TrafficPolicy, TrafficPolicySpec};
 pub use workload::{Workload, WorkloadSpec};
 
@@ -70,9 +75,40 @@ pub struct FieldError {
 }
 
 impl FieldError {
+    /// `object` as the type that it should be, or the field that keeps it from that.
+    ///
+    /// # Errors
+    /// With the field's path and value.
+    pub fn read<T: DeserializeOwned>(object: &Value) -> Result<T, Self> {
+        serde_path_to_error::deserialize(object).map_err(|error| {
+            let path = error.path().to_string();
+            let found = error.path().iter().try_fold(object, |at, segment| match segment {
+                Segment::Seq { index } => at.get(index),
+                Segment::Map { key } => at.get(key),
+                Segment::Enum { .. } | Segment::Unknown => None,
+            });
+            let value = found.filter(|value| !value.is_object() && !value.is_array());
+            let value = value.map(|value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned));
+            let field = if path == "." { String::new() } else { path };
+            Self::new(field, value.unwrap_or_default(), error.inner().to_string())
+        })
+    }
+
     /// An error from its parts.
     pub fn new(field: impl Into<String>, value: impl ToString, remedy: impl Into<String>) -> Self {
         Self { field: field.into(), value: value.to_string(), remedy: remedy.into() }
+    }
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        if !self.value.is_empty() {
+            write!(f, "`{}`: ", self.value)?;
+        }
+        f.write_str(&self.remedy)
     }
 }
 
@@ -117,7 +153,10 @@ mod tests {
     fn undescribed(schema: &JSONSchemaProps, path: &str) {
         for (field, inner) in schema.properties.iter().flatten() {
             let path = format!("{path}.{field}");
-            assert!(inner.description.as_ref().is_some_and(|text| text.len() > 10), "{path} has no description");
+            let text = inner.description.as_deref().unwrap_or_default();
+            assert!(text.len() > 10, "{path} has no description");
+            let required = schema.required.iter().flatten().any(|name| name == field);
+            assert!(required || text.contains("efault"), "{path} does not say what holds without it");
             undescribed(inner, &path);
             if let Some(JSONSchemaPropsOrArray::Schema(items)) = &inner.items {
                 undescribed(items, &format!("{path}[]"));

@@ -23,6 +23,10 @@ use super::{Duration, FieldError, ObjectStatus, TargetRef};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.targetRefs.all(t, ((!has(t.group) || t.group == '') && t.kind in ['Service', 'Namespace']) || (has(t.group) && t.group == 'gateway.networking.k8s.io' && t.kind in ['HTTPRoute', 'GRPCRoute']))").message("target a Service, an HTTPRoute, a GRPCRoute or this Namespace"))]
+#[x_kube(validation = Rule::new("!has(self.connectTimeout) || duration(self.connectTimeout) > duration('0s')").message("connectTimeout must be above 0s"))]
+#[x_kube(validation = Rule::new("!has(self.outlierDetection) || !has(self.outlierDetection.baseEjection) || duration(self.outlierDetection.baseEjection) > duration('0s')").message("outlierDetection.baseEjection must be above 0s"))]
+#[x_kube(validation = Rule::new("!has(self.outlierDetection) || !has(self.outlierDetection.maxEjection) || duration(self.outlierDetection.maxEjection) > duration('0s')").message("outlierDetection.maxEjection must be above 0s"))]
+#[x_kube(validation = Rule::new("!has(self.retry) || !has(self.retry.backoff) || duration(self.retry.backoff) > duration('0s')").message("retry.backoff must be above 0s"))]
 pub struct TrafficPolicySpec {
     /// Services, HTTPRoutes, GRPCRoutes (group `gateway.networking.k8s.io`) or the Namespace of the policy itself; 1
     /// to 16. A route takes only `retry` and `timeouts`: the rest belongs to a Service's connections.
@@ -36,15 +40,16 @@ pub struct TrafficPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout: Option<Duration>,
     /// Most that may be open at once from one client workload to one Service port. Overflow is answered 503 at once.
+    /// Default: the limits named at its fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub circuit_breaker: Option<CircuitBreaker>,
-    /// When a failing endpoint is left out for a while.
+    /// When a failing endpoint is left out for a while. Default: as said at its fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outlier_detection: Option<OutlierDetection>,
     /// When a failed request is made again. Default: only what was never delivered is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
-    /// How long a request may take.
+    /// How long a request may take. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
 }

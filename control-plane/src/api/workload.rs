@@ -23,10 +23,13 @@ use super::{FieldError, ObjectStatus};
     printcolumn = r#"{"name":"Account","type":"string","jsonPath":".spec.serviceAccountName"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.addresses.all(a, isIP(a) && (ip(a).isGlobalUnicast() || ip(a).isLinkLocalUnicast()))").message("give IPv4 or IPv6 addresses other hosts can reach, without port"))]
+#[x_kube(validation = Rule::new("!has(self.ports) || self.ports.all(p, self.ports.exists_one(q, q.port == p.port))").message("give each port once"))]
+#[x_kube(validation = Rule::new("!has(self.ports) || self.ports.all(p, !has(p.name) || self.ports.exists_one(q, has(q.name) && q.name == p.name))").message("give each port name once"))]
 pub struct WorkloadSpec {
     /// IPv4 or IPv6 addresses at which it listens; 1 to 4, each once. Loopback, unspecified and multicast
     /// addresses are refused.
-    #[schemars(length(min = 1, max = 4))]
+    #[schemars(length(min = 1, max = 4), inner(length(max = 45)))]
     pub addresses: Vec<String>,
     /// The service account in its namespace that it runs under: the last part of its SPIFFE ID. Default: `default`,
     /// as for pods.

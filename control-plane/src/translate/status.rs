@@ -272,7 +272,7 @@ fn shown(target: &TargetRef) -> String {
 }
 
 fn invalid(errors: &[FieldError]) -> Option<String> {
-    let texts: Vec<_> = errors.iter().map(|e| format!("{}: `{}`: {}", e.field, e.value, e.remedy)).collect();
+    let texts: Vec<_> = errors.iter().map(ToString::to_string).collect();
     (!texts.is_empty()).then(|| texts.join("; "))
 }
 
