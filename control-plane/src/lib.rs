@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod config;
 pub mod emit;
 pub mod feedback;
+pub mod inject;
 pub mod issue;
 pub mod listen;
 pub mod logging;
