@@ -23,3 +23,4 @@ pub mod replicas;
 pub mod source;
 pub mod status;
 pub mod translate;
+pub mod validate;

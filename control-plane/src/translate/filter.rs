@@ -5,12 +5,13 @@
 
 use http::{HeaderName, HeaderValue};
 
+use super::problem::Problem;
 use crate::model::route::{self, Filter, HeaderChanges, PathChange, Redirect, Rewrite, Scheme};
 use crate::objects::route::{HeaderModifier, NamedValue, PathModifier, RequestRedirect, RouteFilter, UrlRewrite};
 
 /// The filters in our words, or what is wrong with the first that cannot be applied. `prefix_only`: all matches of the
 /// rule are path prefixes, so that a prefix can be replaced.
-pub(super) fn filters(given: &[RouteFilter], prefix_only: bool) -> Result<Vec<Filter>, String> {
+pub(super) fn filters(given: &[RouteFilter], prefix_only: bool) -> Result<Vec<Filter>, Problem> {
     let filters = given.iter().map(|filter| one(filter, prefix_only)).collect::<Result<Vec<_>, _>>()?;
     let redirects = filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
     let rewrites = filters.iter().any(|filter| matches!(filter, Filter::Rewrite(_)));
@@ -20,7 +21,7 @@ pub(super) fn filters(given: &[RouteFilter], prefix_only: bool) -> Result<Vec<Fi
     Ok(filters)
 }
 
-fn one(filter: &RouteFilter, prefix_only: bool) -> Result<Filter, String> {
+fn one(filter: &RouteFilter, prefix_only: bool) -> Result<Filter, Problem> {
     let missing = || format!("filter {}: the field of this type is missing", filter.r#type);
     match filter.r#type.as_str() {
         "RequestHeaderModifier" => {
@@ -33,7 +34,7 @@ fn one(filter: &RouteFilter, prefix_only: bool) -> Result<Filter, String> {
             Ok(Filter::Redirect(redirect(filter.request_redirect.as_ref().ok_or_else(missing)?, prefix_only)?))
         }
         "URLRewrite" => Ok(Filter::Rewrite(rewrite(filter.url_rewrite.as_ref().ok_or_else(missing)?, prefix_only)?)),
-        other => Err(format!("filter {other} is not supported: its requests are answered 500")),
+        other => Err(Problem::Unsupported(format!("filter {other} is not supported: its requests are answered 500"))),
     }
 }
 

@@ -2,12 +2,13 @@
 
 use super::http_route::{expression, headers};
 use super::precedence::{self, Key};
+use super::problem::Problem;
 use crate::model::route::{PathMatch, RouteMatch};
 use crate::objects::Route;
 use crate::objects::route::{GrpcMethod, MethodMatch, RouteRule, RuleMatch};
 
 /// The matches of one rule with their precedence. No match: every request.
-pub(super) fn matches(route: &Route, index: usize, rule: &RouteRule) -> Result<Vec<(Key, RouteMatch)>, String> {
+pub(super) fn matches(route: &Route, index: usize, rule: &RouteRule) -> Result<Vec<(Key, RouteMatch)>, Problem> {
     let everything = [RuleMatch::default()];
     let given = if rule.matches.is_empty() { &everything[..] } else { &rule.matches };
     let matches = given.iter().enumerate().map(|(i, given)| {
@@ -24,7 +25,7 @@ pub(super) fn matches(route: &Route, index: usize, rule: &RouteRule) -> Result<V
     matches.collect()
 }
 
-fn path(given: &GrpcMethod) -> Result<Option<PathMatch>, String> {
+fn path(given: &GrpcMethod) -> Result<Option<PathMatch>, Problem> {
     let service = given.service.as_deref().filter(|text| !text.is_empty());
     let method = given.method.as_deref().filter(|text| !text.is_empty());
     match (given.r#type.as_deref().unwrap_or("Exact"), service, method) {
@@ -38,7 +39,7 @@ fn path(given: &GrpcMethod) -> Result<Option<PathMatch>, String> {
             let part = |text: Option<&str>| text.map_or(ANY.to_owned(), |text| format!("(?:{text})"));
             Ok(Some(PathMatch::Regex(expression(&format!("/{}/{}", part(service), part(method)))?)))
         }
-        (other, _, _) => Err(format!("method match of type `{other}` is not supported")),
+        (other, _, _) => Err(Problem::Unsupported(format!("method match of type `{other}` is not supported"))),
     }
 }
 

@@ -3,12 +3,13 @@
 //! Host names are left out: a Service parent is told by its address (GEP-1294).
 
 use super::precedence::{self, Key};
+use super::problem::Problem;
 use crate::model::route::{HeaderMatch, PathMatch, QueryMatch, RouteMatch, StringMatch};
 use crate::objects::Route;
 use crate::objects::route::{MethodMatch, NamedValue, RouteRule, RuleMatch, TypedValue};
 
 /// The matches of one rule with their precedence. No match: every request.
-pub(super) fn matches(route: &Route, index: usize, rule: &RouteRule) -> Result<Vec<(Key, RouteMatch)>, String> {
+pub(super) fn matches(route: &Route, index: usize, rule: &RouteRule) -> Result<Vec<(Key, RouteMatch)>, Problem> {
     let everything = [RuleMatch::default()];
     let given = if rule.matches.is_empty() { &everything[..] } else { &rule.matches };
     let matches = given.iter().enumerate().map(|(i, given)| {
@@ -32,7 +33,7 @@ pub(super) fn prefix_only(rule: &RouteRule) -> bool {
     rule.matches.iter().all(|matched| matched.path.as_ref().is_none_or(prefix))
 }
 
-fn path(given: Option<&TypedValue>) -> Result<Option<PathMatch>, String> {
+fn path(given: Option<&TypedValue>) -> Result<Option<PathMatch>, Problem> {
     let Some(given) = given else { return Ok(None) };
     let value = given.value.as_deref().unwrap_or("/");
     match given.r#type.as_deref().unwrap_or("PathPrefix") {
@@ -42,7 +43,7 @@ fn path(given: Option<&TypedValue>) -> Result<Option<PathMatch>, String> {
             Ok((!prefix.is_empty()).then(|| PathMatch::Prefix(prefix.to_owned())))
         }
         "RegularExpression" => Ok(Some(PathMatch::Regex(expression(value)?))),
-        other => Err(format!("path match of type `{other}` is not supported")),
+        other => Err(Problem::Unsupported(format!("path match of type `{other}` is not supported"))),
     }
 }
 
@@ -51,7 +52,7 @@ fn rooted(value: &str) -> Result<&str, String> {
 }
 
 /// Of headers with equal names the first counts (Gateway API, `HTTPHeaderMatch.name`).
-pub(super) fn headers(given: &[NamedValue]) -> Result<Vec<HeaderMatch>, String> {
+pub(super) fn headers(given: &[NamedValue]) -> Result<Vec<HeaderMatch>, Problem> {
     let mut headers: Vec<HeaderMatch> = Vec::new();
     for header in given {
         let name = http::HeaderName::from_bytes(header.name.as_bytes())
@@ -63,7 +64,7 @@ pub(super) fn headers(given: &[NamedValue]) -> Result<Vec<HeaderMatch>, String> 
     Ok(headers)
 }
 
-fn query(given: &[NamedValue]) -> Result<Vec<QueryMatch>, String> {
+fn query(given: &[NamedValue]) -> Result<Vec<QueryMatch>, Problem> {
     let mut query: Vec<QueryMatch> = Vec::new();
     for parameter in given {
         if !query.iter().any(|other| other.name == parameter.name) {
@@ -73,11 +74,11 @@ fn query(given: &[NamedValue]) -> Result<Vec<QueryMatch>, String> {
     Ok(query)
 }
 
-fn value(given: &NamedValue) -> Result<StringMatch, String> {
+fn value(given: &NamedValue) -> Result<StringMatch, Problem> {
     match given.r#type.as_deref().unwrap_or("Exact") {
         "Exact" => Ok(StringMatch::Exact(given.value.clone())),
         "RegularExpression" => Ok(StringMatch::Regex(expression(&given.value)?)),
-        other => Err(format!("match of type `{other}` on {} is not supported", given.name)),
+        other => Err(Problem::Unsupported(format!("match of type `{other}` on {} is not supported", given.name))),
     }
 }
 

@@ -11,6 +11,7 @@ mod http_route;
 mod instance;
 mod policy;
 mod precedence;
+mod problem;
 mod rule;
 mod service;
 mod status;
@@ -25,6 +26,7 @@ use crate::model::{self, Model, ServiceName, WorkloadName};
 use crate::objects::{ObjectKey, Objects, Touched, name_of, namespace_of, touched};
 use crate::status::Status;
 
+pub use rule::{RuleProblem, problems};
 pub use service::{cluster_ips, service};
 pub use status::status;
 pub use workload::workload;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Service;
 
 use super::precedence::Key;
+use super::problem::Problem;
 use super::service::Port;
 use super::traffic::{self, Traffic};
 use super::{accept, backend, filter, grpc_route, http_route};
@@ -63,10 +64,29 @@ pub(super) struct Built {
     pub(super) routes: Vec<(Key, Route)>,
     /// What is not in force as written, a sentence each.
     pub(super) broken: Vec<String>,
+    /// The same, by rule.
+    problems: Vec<RuleProblem>,
     /// Rules that do nothing as written.
     pub(super) useless: usize,
     /// References that could not be followed.
     pub(super) unresolved: Vec<(Reason, String)>,
+}
+
+/// What is wrong with a rule by itself, whatever else there is in the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleProblem {
+    /// Which rule of the route, from 0.
+    pub rule: usize,
+    /// A sentence with the value and what would be right.
+    pub text: String,
+    /// Whether it cannot be meant at all, by nobody.
+    pub impossible: bool,
+}
+
+/// What is wrong with the rules of `route` by themselves.
+pub fn problems(route: &objects::Route) -> Vec<RuleProblem> {
+    let nowhere = ServiceName::new(namespace_of(&route.metadata), "");
+    build(&Objects::default(), route, &nowhere).problems
 }
 
 /// The rules of `route` as they hold for clients of `service`.
@@ -79,6 +99,13 @@ pub(super) fn build(objects: &Objects, route: &objects::Route, service: &Service
         one(objects, route, service, &traffic, index, rule, &mut built);
     }
     built
+}
+
+impl Built {
+    fn note(&mut self, rule: usize, problem: &Problem) {
+        let impossible = matches!(problem, Problem::Impossible(_));
+        self.problems.push(RuleProblem { rule, text: problem.to_string(), impossible });
+    }
 }
 
 /// How many rules a route has, the one it has by default included.
@@ -104,6 +131,7 @@ fn one(
         Ok(matches) => matches,
         Err(problem) => {
             built.broken.push(format!("rule {at}: {problem}; the rule is left out"));
+            built.note(index, &problem);
             built.useless += 1;
             return;
         }
@@ -113,13 +141,15 @@ fn one(
     let filters = match filter::filters(&rule.filters, prefix_only) {
         Ok(filters) => {
             for given in &rule.backend_refs {
-                let backend = backend_of(objects, route, service, given, prefix_only, &at, built);
+                let (backend, problem) = backend_of(objects, route, service, given, prefix_only, &at, built);
+                problem.iter().for_each(|problem| built.note(index, problem));
                 backends.push(backend);
             }
             filters
         }
         Err(problem) => {
             built.broken.push(format!("rule {at}: {problem}"));
+            built.note(index, &problem);
             built.useless += 1;
             Vec::new()
         }
@@ -128,16 +158,18 @@ fn one(
         backends.clear();
     }
     if rule.session_persistence.is_some() {
-        built.broken.push(format!("rule {at}: sessionPersistence is not supported; the rule holds without it"));
+        let text = "sessionPersistence is not supported; the rule holds without it";
+        built.broken.push(format!("rule {at}: {text}"));
+        built.note(index, &Problem::Unsupported(text.to_owned()));
     }
     let mut timeout = |text: Option<&String>, fallback: Option<Duration>| match text.map(|text| (text, duration(text)))
     {
         None => fallback,
         Some((_, Some(length))) => (!length.is_zero()).then_some(length),
         Some((text, None)) => {
-            built
-                .broken
-                .push(format!("rule {at}: timeout `{text}` is no duration (GEP-2257); the rule holds without it"));
+            let problem = format!("timeout `{text}` is no duration (GEP-2257); the rule holds without it");
+            built.broken.push(format!("rule {at}: {problem}"));
+            built.note(index, &Problem::Impossible(problem));
             fallback
         }
     };
@@ -163,7 +195,7 @@ fn backend_of(
     prefix_only: bool,
     at: &str,
     built: &mut Built,
-) -> Backend {
+) -> (Backend, Option<Problem>) {
     let weight = u32::try_from(given.weight.unwrap_or(1)).unwrap_or(0).min(MAX_WEIGHT);
     let mut cluster = match backend::resolve(objects, route, Some(service), given) {
         Ok(cluster) => Some(cluster),
@@ -172,12 +204,14 @@ fn backend_of(
             None
         }
     };
-    let filters = filter::filters(&given.filters, prefix_only).unwrap_or_else(|problem| {
-        built.broken.push(format!("rule {at}, backend {}: {problem}", given.name));
+    let mut problem = None;
+    let filters = filter::filters(&given.filters, prefix_only).unwrap_or_else(|found| {
+        built.broken.push(format!("rule {at}, backend {}: {found}", given.name));
+        problem = Some(found);
         cluster = None;
         Vec::new()
     });
-    Backend { weight, cluster, filters }
+    (Backend { weight, cluster, filters }, problem)
 }
 
 /// GEP-1731; connections that broke are tried again as well.
