@@ -24,3 +24,4 @@ pub mod source;
 pub mod status;
 pub mod translate;
 pub mod validate;
+pub mod webhook;

@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use heddle_xds::resource::Kind;
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::admit::{Dialect, Reason};
@@ -46,6 +47,32 @@ pub struct Metrics {
     rotation_failures: IntCounter,
     connections: IntGauge,
     handshakes: IntCounterVec,
+    admissions: HistogramVec,
+    admission_connections: IntCounter,
+    without_roots: IntCounter,
+    events: IntCounterVec,
+    ca_bundles: IntCounterVec,
+}
+
+/// What became of an admission request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// The pod got a sidecar.
+    Injected,
+    /// Nothing was to be done, and nothing is against it.
+    Allowed,
+    /// The pod gets no sidecar.
+    Skipped,
+    /// It must not be.
+    Refused,
+    /// The request cannot be read.
+    Malformed,
+    /// It could not be decided.
+    Failed,
+    /// It took too long.
+    Timeout,
+    /// Too many at once.
+    Overflow,
 }
 
 /// How a TCP connection to the TLS port began, or why it did not.
@@ -165,6 +192,25 @@ impl Metrics {
             )?,
             connections: IntGauge::new("heddle_connections", "TLS connections that are open.")?,
             handshakes: counters("heddle_handshakes_total", "Connections to the TLS port.", &["outcome"])?,
+            admissions: HistogramVec::new(
+                HistogramOpts::new("heddle_admission_seconds", "From an admission request's arrival to its answer.")
+                    .buckets(ADMISSION_SECONDS.to_vec()),
+                &["webhook", "outcome"],
+            )?,
+            admission_connections: IntCounter::new(
+                "heddle_admission_connections_refused_total",
+                "Connections to the webhook port closed at once: too many were open.",
+            )?,
+            without_roots: IntCounter::new(
+                "heddle_admission_without_roots_total",
+                "Pods injected before the roots were in their namespace.",
+            )?,
+            events: counters("heddle_admission_events_total", "Events about pods without sidecar.", &["outcome"])?,
+            ca_bundles: counters(
+                "heddle_webhook_configuration_writes_total",
+                "Webhook configurations given the mesh's roots, or that could not be.",
+                &["result"],
+            )?,
             registry,
         };
         new.register()?;
@@ -173,7 +219,7 @@ impl Metrics {
     }
 
     fn register(&self) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 27] = [
+        let all: [Box<dyn Collector>; 32] = [
             Box::new(self.streams.clone()),
             Box::new(self.answers.clone()),
             Box::new(self.sent.clone()),
@@ -201,6 +247,11 @@ impl Metrics {
             Box::new(self.rotation_failures.clone()),
             Box::new(self.connections.clone()),
             Box::new(self.handshakes.clone()),
+            Box::new(self.admissions.clone()),
+            Box::new(self.admission_connections.clone()),
+            Box::new(self.without_roots.clone()),
+            Box::new(self.events.clone()),
+            Box::new(self.ca_bundles.clone()),
         ];
         all.into_iter().try_for_each(|collector| self.registry.register(collector))
     }
@@ -352,6 +403,31 @@ impl Metrics {
         self.handshakes.with_label_values(&[outcome.name()]).inc();
     }
 
+    /// An admission request was answered, or could not be; it took so long.
+    pub fn admitted(&self, webhook: &str, outcome: Admission, took: Duration) {
+        self.admissions.with_label_values(&[webhook, outcome.name()]).observe(took.as_secs_f64());
+    }
+
+    /// A connection to the webhook port was closed for want of a place.
+    pub fn admission_connection_refused(&self) {
+        self.admission_connections.inc();
+    }
+
+    /// A pod was injected before the roots were in its namespace.
+    pub fn admission_without_roots(&self) {
+        self.without_roots.inc();
+    }
+
+    /// An event was to be published.
+    pub fn event(&self, outcome: &str) {
+        self.events.with_label_values(&[outcome]).inc();
+    }
+
+    /// A webhook configuration was given the roots, or could not be.
+    pub fn ca_bundle_written(&self, written: bool) {
+        self.ca_bundles.with_label_values(&[if written { "written" } else { "failed" }]).inc();
+    }
+
     /// How many connections are open; the holder adds and takes away its own.
     pub fn connections(&self) -> &IntGauge {
         &self.connections
@@ -377,6 +453,21 @@ impl Handshake {
         match self {
             Self::Mutual => "mutual",
             Self::Anonymous => "anonymous",
+            Self::Failed => "failed",
+            Self::Timeout => "timeout",
+            Self::Overflow => "overflow",
+        }
+    }
+}
+
+impl Admission {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Injected => "injected",
+            Self::Allowed => "allowed",
+            Self::Skipped => "skipped",
+            Self::Refused => "refused",
+            Self::Malformed => "malformed",
             Self::Failed => "failed",
             Self::Timeout => "timeout",
             Self::Overflow => "overflow",
@@ -439,6 +530,8 @@ const FAILED: &str = "failed";
 const PROPAGATION_SECONDS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 /// Seconds. From an API server next door to the longest that is waited for one.
 const REVIEW_SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+/// Seconds. A pod takes some hundred microseconds; 20 ms is what is aimed at, 10 s what Kubernetes gives.
+const ADMISSION_SECONDS: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 2.5, 10.0];
 /// Seconds. One Service takes microseconds, a whole mesh seconds.
 const TRANSLATION_SECONDS: &[f64] = &[0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0];
 
