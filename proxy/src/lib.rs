@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod opaque;
 pub mod outbound;
 pub mod relay;
+pub mod resolve;
 pub mod stream;
 pub mod sync;
 pub mod tables;

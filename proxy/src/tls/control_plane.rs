@@ -1,4 +1,5 @@
-//! Connections to the control plane: TLS 1.3 to its SPIFFE ID, with this workload's certificate once there is one.
+//! Connections to the control plane: TLS 1.3 to its SPIFFE ID, with this workload's certificate once there is one. A name is
+//! resolved anew for each, see [`crate::resolve`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,6 +16,8 @@ use rustls::pki_types::ServerName;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::resolve;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -86,18 +89,12 @@ async fn dial(
     config: Arc<ClientConfig>,
 ) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
-    for address in tokio::net::lookup_host((host, uri.port_u16().unwrap_or(DEFAULT_PORT))).await? {
-        match tcp(address, mark).await {
-            Ok(tcp) => {
-                // The session store's key only: identity is what is verified.
-                let name = ServerName::IpAddress(address.ip().into());
-                return TlsConnector::from(config).connect(name, tcp).await.map(TokioIo::new);
-            }
-            Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
-        }
-    }
-    Err(last)
+    let port = uri.port_u16().unwrap_or(DEFAULT_PORT);
+    let addresses = resolve::addresses(host).await?.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
+    let tcp = resolve::first(addresses, |address| tcp(address, mark)).await?;
+    // The session store's key only: identity is what is verified.
+    let name = ServerName::IpAddress(tcp.peer_addr()?.ip().into());
+    TlsConnector::from(config).connect(name, tcp).await.map(TokioIo::new)
 }
 
 async fn tcp(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
