@@ -1,9 +1,10 @@
 //! The admin page on loopback and the metrics page on every address.
 //!
-//! Served by a thread of their own, apart from the workers, so that probes and scrapes live through a busy data path.
+//! Served by a thread of their own, apart from the workers, so that probes and scrapes live through a busy data path. The
+//! metrics page's port has the application's probes too, see [`crate::probes`].
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -11,13 +12,19 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use heddle_xds::resource::Kind;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower::ServiceExt;
 
 use crate::drain::Phase;
 use crate::metrics::Snapshot;
+use crate::probes::Answer;
 use crate::sync::Counts;
 use crate::worker::{PoolSizes, Shared};
 use crate::{listen, logging};
@@ -33,7 +40,7 @@ pub fn start(shared: Arc<Shared>) -> io::Result<()> {
     thread::Builder::new().name("admin".into()).spawn(move || {
         runtime.block_on(async {
             for listener in metrics {
-                tokio::spawn(serve(listener, metrics_pages(shared.clone())));
+                tokio::spawn(serve_everywhere(listener, shared.clone()));
             }
             tokio::spawn(expire_series(shared.clone()));
             serve(admin, admin_pages(shared)).await;
@@ -57,6 +64,64 @@ async fn serve(listener: std::net::TcpListener, pages: Router) {
         tracing::error!(%error, "the admin server ended");
     }
 }
+
+/// Serves port 15020: pages, and probes, whose answer may be that the connection is closed.
+async fn serve_everywhere(listener: std::net::TcpListener, shared: Arc<Shared>) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "the metrics server ended"),
+    };
+    let pages = metrics_pages(shared.clone());
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            shared.metrics.probes.connection_refused();
+            continue;
+        };
+        tokio::spawn(serve_one(stream, place, pages.clone(), shared.clone()));
+    }
+}
+
+async fn serve_one(stream: TcpStream, place: OwnedSemaphorePermit, pages: Router, shared: Arc<Shared>) {
+    let _place = place;
+    // The address the kubelet came to is the one it would have probed.
+    let Ok(local) = stream.local_addr() else { return };
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let (pages, shared) = (pages.clone(), shared.clone());
+        async move {
+            match request.uri().path().strip_prefix(PROBE_PATH) {
+                Some(name) => probe(&shared, name, local.ip(), request.headers()).await,
+                // Never fails.
+                None => Ok(pages.oneshot(request).await.unwrap_or_else(|never| match never {})),
+            }
+        }
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    // What ends a connection is the client's own doing, or an answer.
+    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+}
+
+/// An error closes the connection without a word.
+async fn probe(shared: &Shared, name: &str, pod: IpAddr, headers: &HeaderMap) -> io::Result<Response> {
+    match shared.probes.answer(name, &shared.dialer, pod, headers).await {
+        Answer::Say(status, text) => Ok((status, text).into_response()),
+        Answer::Close => Err(io::Error::other("the hook was not delivered")),
+    }
+}
+
+/// What probes are asked under; `control-plane/src/inject/probes.rs` has the same.
+const PROBE_PATH: &str = "/probe/";
+/// Connections at once. Chosen: all probes of a pod, some scrapers and some people.
+const MAX_CONNECTIONS: usize = 256;
+/// How long a connection may take for a request's head, idle time before it included. Chosen: twice a scrape interval.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Wait after a failed accept, so that a machine without descriptors is not kept busy by it.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Port 15000, loopback only.
 fn admin_pages(shared: Arc<Shared>) -> Router {

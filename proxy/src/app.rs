@@ -7,6 +7,7 @@ use crate::applications::Applications;
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::metrics::{AccessLog, Metrics, StartError};
+use crate::probes::Probes;
 use crate::tables::demand::Wishes;
 use crate::tables::{self, Demand, Tables};
 use crate::tls;
@@ -59,6 +60,7 @@ pub fn start(config: Config, tables: Tables) -> Result<Sidecar, Error> {
         xds: Arc::default(),
         drain: Drain::default(),
         access_log: AccessLog::start(config.access_log, metrics.registry())?,
+        probes: Probes::new(config.probes.clone(), metrics.probes.clone()),
         metrics,
         applications: Applications::default(),
         pool_sizes: (0..workers).map(|_| PoolSizes::default()).collect(),

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::identity::IdentityConfig;
 use crate::logging::LogFormat;
 use crate::metrics::AccessLogFormat;
+use crate::probes::Specs;
 
 /// Settings of `heddle-proxy run`. Each flag can be given as the environment variable named beside it.
 #[derive(Debug, Clone, Args, Serialize)]
@@ -47,6 +48,10 @@ pub struct Config {
     /// How it is logged, on standard error.
     #[arg(long, env = "HEDDLE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    /// Probes of the application's that the sidecar does for the kubelet, as injection wrote them: JSON by
+    /// `<container>/<probe>`.
+    #[arg(long, env = "HEDDLE_PROBES", value_name = "JSON", default_value = "{}")]
+    pub probes: Specs,
     /// Who this workload is.
     #[command(flatten)]
     pub identity: IdentityConfig,
@@ -75,6 +80,7 @@ impl Default for Config {
             access_log: AccessLogFormat::Off,
             log: "info".to_owned(),
             log_format: LogFormat::Text,
+            probes: Specs::default(),
             identity: IdentityConfig::default(),
             drain_seconds: DEFAULT_DRAIN_SECONDS,
             max_connections: DEFAULT_MAX_CONNECTIONS,

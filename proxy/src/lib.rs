@@ -27,6 +27,7 @@ pub mod logging;
 pub mod metrics;
 pub mod opaque;
 pub mod outbound;
+pub mod probes;
 pub mod relay;
 pub mod resolve;
 pub mod stream;

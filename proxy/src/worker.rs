@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::drain::{Drain, Phase};
 use crate::http::error::Cause;
 use crate::metrics::{AccessLog, AccessLogLine, Direction, Metrics, RequestCache, TcpCache};
+use crate::probes::Probes;
 use crate::tables::{Destination, Tables};
 use crate::upstream::{Dialer, Pools};
 use crate::{listen, tables};
@@ -47,6 +48,8 @@ pub struct Shared {
     pub drain: Drain,
     /// Off by default.
     pub access_log: AccessLog,
+    /// What the kubelet asks of the application through this sidecar.
+    pub probes: Probes,
     /// Pool sizes by worker, for metrics.
     pub pool_sizes: Vec<PoolSizes>,
     /// Origin of [`tables::Millis`].

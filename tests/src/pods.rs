@@ -73,7 +73,12 @@ impl MeshPod {
     /// Starts a sidecar with `workers` threads and captures the pod's traffic. Returns what it asks the control plane for:
     /// nobody answers unless the test does.
     pub fn sidecar(&mut self, workers: usize, tables: Tables) -> Wishes {
-        let config = Config { workers, mark: Some(MARK), ..Config::default() };
+        self.sidecar_with(Config { workers, ..Config::default() }, tables)
+    }
+
+    /// [`Self::sidecar`] with further settings.
+    pub fn sidecar_with(&mut self, config: Config, tables: Tables) -> Wishes {
+        let config = Config { mark: Some(MARK), ..config };
         let rules = Rules { exempt: Exempt::Mark(MARK), ..Rules::default() };
         let sidecar = self.netns().run(|| {
             capture::install(&rules).unwrap();

@@ -10,6 +10,7 @@ mod connections;
 mod edges;
 mod handshakes;
 mod outliers;
+mod probes;
 mod requests;
 mod retries;
 mod state;
@@ -20,6 +21,7 @@ pub use authorization::Authorization;
 pub use connections::{Connections, Open};
 pub use handshakes::Handshakes;
 pub use outliers::Outliers;
+pub use probes::Probes;
 use prometheus::{Encoder, Registry, TextEncoder};
 pub use requests::{Record, RequestCache, Requests};
 pub use retries::Retries;
@@ -64,6 +66,8 @@ pub struct Metrics {
     pub authorization: Authorization,
     /// TLS handshakes.
     pub handshakes: Handshakes,
+    /// Probes done for the kubelet.
+    pub probes: Probes,
 }
 
 impl Metrics {
@@ -81,6 +85,7 @@ impl Metrics {
             outliers: Outliers::new(&registry)?,
             authorization: Authorization::new(&registry)?,
             handshakes: Handshakes::new(&registry)?,
+            probes: Probes::new(&registry)?,
             registry,
         })
     }

@@ -10,6 +10,7 @@ mod control_plane;
 mod dial;
 mod hello;
 mod identity;
+pub mod unverified;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
