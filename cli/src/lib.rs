@@ -4,6 +4,7 @@
 //! those as binaries of their own.
 
 pub mod demo;
+mod inject;
 pub mod pods;
 mod token;
 
@@ -30,6 +31,8 @@ enum Command {
     },
     /// The control plane.
     ControlPlane(Box<heddle_control_plane::config::Config>),
+    /// Gives the pods in a manifest sidecars, as the webhook does in a cluster.
+    Inject(inject::InjectArgs),
     /// Makes a join token for a workload outside Kubernetes.
     Token(token::TokenArgs),
     /// Runs a program inside a pod, as one that dies with it.
@@ -55,6 +58,7 @@ pub fn main() -> anyhow::Result<()> {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             Ok(runtime.block_on(heddle_control_plane::app::run(*config))?)
         }
+        Command::Inject(args) => inject::run(&args),
         Command::Token(args) => token::run(&args),
         Command::PodExec(args) => match pods::exec::main(&args)? {},
         Command::DemoWorkload { workload } => demo::workloads::run(workload),

@@ -98,6 +98,14 @@ pub fn parse(text: &str) -> Result<Manifest, Error> {
     Ok(manifest)
 }
 
+/// The documents of `text` as they are, whatever they hold; an empty one is null.
+///
+/// # Errors
+/// If the text is no YAML, with the line.
+pub fn documents(text: &str) -> Result<Vec<Value>, Error> {
+    Ok(located::documents(text)?.iter().map(Located::value).collect())
+}
+
 fn one(document: &Located, manifest: &mut Manifest) -> Result<(), Error> {
     let Some(kind) = document.text("kind") else {
         return Err(document.error("kind", "every object names its kind, as `kind: Service`"));
