@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::agent::{self, AgentArgs};
 use crate::app;
 use crate::capture::{self, CaptureArgs};
+use crate::cni::{self, CniArgs};
 use crate::config::{Config, DrainArgs};
 use crate::drain::Phase;
 use crate::link;
@@ -28,6 +29,9 @@ pub enum Command {
     Capture(CaptureArgs),
     /// Tells the running sidecar that its pod is about to end; returns at once.
     Drain(DrainArgs),
+    /// A chained CNI plugin, as container runtimes call one (environment and standard input; its file may also be called
+    /// `heddle-cni`), and what puts it on a node.
+    Cni(CniArgs),
     /// Keeps this workload's certificate in files, for Envoy and gRPC.
     Agent(Box<AgentArgs>),
 }
@@ -41,6 +45,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Run(config) => sidecar(*config),
         Command::Capture(args) => Ok(capture::run(&args)?),
         Command::Drain(args) => drain(&args),
+        Command::Cni(args) => plugin(&args),
         Command::Agent(args) => {
             logging::start("info", LogFormat::Text)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -59,6 +64,20 @@ fn sidecar(config: Config) -> anyhow::Result<()> {
     shared.drain.advance(Phase::Terminating);
     finish(&shared);
     Ok(())
+}
+
+fn plugin(args: &CniArgs) -> anyhow::Result<()> {
+    if let (Some(bin_dir), Some(conf_dir)) = (&args.bin_dir, &args.conf_dir) {
+        logging::start("info", LogFormat::Text)?;
+        if args.remove {
+            return Ok(cni::remove(bin_dir, conf_dir)?);
+        }
+        if args.install {
+            return Ok(cni::keep(bin_dir, conf_dir)?);
+        }
+    }
+    // The runtime reads the reason from standard output.
+    std::process::exit(i32::from(!cni::plugin()?))
 }
 
 async fn until_told_to_end() -> std::io::Result<()> {

@@ -13,6 +13,7 @@ mod assertions;
 pub mod authz;
 pub mod balance;
 pub mod capture;
+pub mod cni;
 pub mod commands;
 pub mod config;
 pub mod detect;

@@ -1,8 +1,10 @@
 //! `heddle-proxy`: the sidecar. All it does is in the library.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use heddle_proxy::cni::{self, CniArgs};
 use heddle_proxy::commands::{self, Command};
 
 #[global_allocator]
@@ -17,7 +19,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match commands::run(Arguments::parse().command) {
+    let called = std::env::args_os().next().map(PathBuf::from);
+    let is_plugin = called.as_deref().and_then(Path::file_name).is_some_and(|name| name == cni::FILE_NAME);
+    let command = if is_plugin { Command::Cni(CniArgs::default()) } else { Arguments::parse().command };
+    match commands::run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

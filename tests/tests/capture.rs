@@ -431,9 +431,37 @@ async fn removing_leaves_nothing_of_ours_and_everything_of_others() {
 #[tokio::test]
 async fn another_namespace_is_captured_by_its_path() {
     let world = World::new();
-    let args = CaptureArgs {
-        netns: Some(world.here.netns.path()),
+    let args = CaptureArgs { netns: Some(world.here.netns.path()), ..capture_args() };
+    assert!(!capture::is_installed_at(&world.here.netns.path()).unwrap());
+
+    capture::run(&args).unwrap();
+    assert!(capture::is_installed_at(&world.here.netns.path()).unwrap());
+    assert_eq!(world.dial_from_here(APPLICATION, (VIP[0], 80)).await, arrived("here", OUTBOUND, (VIP[0], 80)));
+
+    capture::run(&CaptureArgs { remove: true, ..args }).unwrap();
+    assert_eq!(ruleset(&world.here), "");
+}
+
+#[test]
+fn a_pod_can_find_out_by_itself_whether_it_is_captured() {
+    let fabric = Fabric::new(GATEWAY_V4, GATEWAY_V6).expect("these tests make network namespaces; run them as root");
+    let pod = fabric.add_pod("alone", Ipv4Addr::new(10, 77, 0, 4), Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 4)).unwrap();
+    let args = CaptureArgs { check: true, ..capture_args() };
+    let check = || pod.netns.run(|| capture::run(&args)).unwrap();
+
+    let uncaptured = check().unwrap_err();
+    assert!(uncaptured.to_string().contains("is Heddle's CNI plugin installed"), "{uncaptured}");
+
+    pod.netns.run(|| capture::install(&Rules::default())).unwrap().unwrap();
+    check().unwrap();
+}
+
+/// As without any flag.
+fn capture_args() -> CaptureArgs {
+    CaptureArgs {
+        netns: None,
         remove: false,
+        check: false,
         outbound_port: OUTBOUND,
         inbound_port: INBOUND,
         metrics_port: METRICS,
@@ -442,13 +470,7 @@ async fn another_namespace_is_captured_by_its_path() {
         exclude_outbound_ports: vec![],
         exclude_inbound_ports: vec![],
         exclude_outbound_cidrs: vec![],
-    };
-
-    capture::run(&args).unwrap();
-    assert_eq!(world.dial_from_here(APPLICATION, (VIP[0], 80)).await, arrived("here", OUTBOUND, (VIP[0], 80)));
-
-    capture::run(&CaptureArgs { remove: true, ..args }).unwrap();
-    assert_eq!(ruleset(&world.here), "");
+    }
 }
 
 #[tokio::test]

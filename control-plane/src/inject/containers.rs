@@ -35,10 +35,7 @@ fn insert(spec: &PodSpec, settings: &Settings, wishes: &Wishes, probes: &Specs, 
         None => edits.add(pointer!["spec", "volumes"], json!([volume()])),
         Some(_) => edits.add(pointer!["spec", "volumes", "-"], volume()),
     }
-    let mut ours = vec![sidecar(spec, settings, wishes, probes)];
-    if !settings.cni {
-        ours.insert(0, capture(settings, wishes));
-    }
+    let ours = vec![capture(settings, wishes), sidecar(spec, settings, wishes, probes)];
     if spec.init_containers.is_none() {
         edits.add(pointer!["spec", "initContainers"], Value::Array(ours));
     } else {
@@ -117,10 +114,18 @@ pub(super) fn pre_stop(pod: &Pod, wishes: &Wishes, edits: &mut Edits) {
     }
 }
 
+/// Where a CNI plugin captures, the container only looks whether it did, without any right: a node whose plugin is not
+/// there yet must not run the pod in plaintext.
 fn capture(settings: &Settings, wishes: &Wishes) -> Value {
     let mut args = vec!["capture".to_owned()];
-    // The flags are called as the annotations.
-    args.extend(wishes.exclusions().map(|(name, list)| format!("--{}={list}", name.trim_start_matches(PREFIX))));
+    let (capabilities, user) = if settings.cni {
+        args.push("--check".to_owned());
+        (json!({ "drop": ["ALL"] }), CHECK_UID)
+    } else {
+        // The flags are called as the annotations.
+        args.extend(wishes.exclusions().map(|(name, list)| format!("--{}={list}", name.trim_start_matches(PREFIX))));
+        (json!({ "add": ["NET_ADMIN"], "drop": ["ALL"] }), 0)
+    };
     json!({
         "name": CAPTURE_CONTAINER,
         "image": settings.image,
@@ -130,12 +135,12 @@ fn capture(settings: &Settings, wishes: &Wishes) -> Value {
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": false,
-            "capabilities": { "add": ["NET_ADMIN"], "drop": ["ALL"] },
+            "capabilities": capabilities,
             "privileged": false,
             "readOnlyRootFilesystem": true,
-            "runAsGroup": 0,
-            "runAsNonRoot": false,
-            "runAsUser": 0,
+            "runAsGroup": user,
+            "runAsNonRoot": user != 0,
+            "runAsUser": user,
             "seccompProfile": { "type": "RuntimeDefault" },
         },
     })
@@ -227,6 +232,8 @@ fn volume() -> Value {
     })
 }
 
+/// Whoever looks whether traffic is captured: not root, and not the sidecar, whose own passes.
+const CHECK_UID: i64 = 65532;
 /// Where the image has its program.
 const BINARY: &str = "/usr/local/bin/heddle-proxy";
 /// Where the sidecar looks for token and roots.

@@ -30,7 +30,7 @@ pub struct Settings {
     pub access_log: AccessLog,
     /// Processor and memory of a sidecar, and of its capture container. Default: requests of 10m and 32Mi, no limits.
     pub resources: Resources,
-    /// Whether a CNI plugin captures traffic, so that pods need no capture container. Default: false.
+    /// Whether a CNI plugin captures traffic, so that no container of a pod needs NET_ADMIN. Default: false.
     pub cni: bool,
     /// Destinations that go out uncaptured, of every pod. Default: none.
     #[serde(deserialize_with = "networks")]

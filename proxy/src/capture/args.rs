@@ -10,7 +10,8 @@ use clap::Args;
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns};
 
-use super::{Error, Exempt, PROXY_UID, Rules, install, remove};
+use super::check::check;
+use super::{Error, Exempt, PROXY_UID, Rules, install, is_installed, remove};
 
 /// Settings of `heddle-proxy capture`. Ports and mark are those of `heddle-proxy run` and read the same environment.
 #[derive(Debug, Clone, Args)]
@@ -21,6 +22,9 @@ pub struct CaptureArgs {
     /// Remove the rules instead of installing them.
     #[arg(long)]
     pub remove: bool,
+    /// Install nothing, but fail unless connections going out are captured. Needs no right; must not run as the sidecar's user.
+    #[arg(long, conflicts_with_all = ["netns", "remove"])]
+    pub check: bool,
     /// The sidecar's port for outgoing connections.
     #[arg(long, env = "HEDDLE_OUTBOUND_PORT", default_value_t = 15001)]
     pub outbound_port: u16,
@@ -67,6 +71,9 @@ impl CaptureArgs {
 /// # Errors
 /// If the namespace cannot be entered, the rules cannot be, or the kernel refuses.
 pub fn run(args: &CaptureArgs) -> Result<(), Error> {
+    if args.check {
+        return check(args.outbound_port);
+    }
     let work = || if args.remove { remove() } else { install(&args.rules()) };
     match &args.netns {
         None => work(),
@@ -74,8 +81,16 @@ pub fn run(args: &CaptureArgs) -> Result<(), Error> {
     }
 }
 
+/// Whether traffic of the network namespace at `path` is captured.
+///
+/// # Errors
+/// If the namespace cannot be entered, or the kernel may not be asked.
+pub fn is_installed_at(path: &Path) -> Result<bool, Error> {
+    within(path, is_installed)
+}
+
 /// Runs `work` in another network namespace: on a thread of its own, so that the caller's stays where it is.
-fn within(path: &Path, work: impl FnOnce() -> Result<(), Error> + Send) -> Result<(), Error> {
+fn within<T: Send>(path: &Path, work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
     let failed = |source| Error::Netns { path: path.to_owned(), source };
     let namespace = File::open(path).map_err(failed)?;
     thread::scope(|scope| {

@@ -68,6 +68,14 @@ impl Batch {
         Self::remove_open().close()
     }
 
+    /// Asks for one of our chains; no transaction, since nothing is changed.
+    pub fn ask(chain: &str) -> Self {
+        let attributes = vec![ChainAttribute::Table(TABLE.into()), ChainAttribute::Name(chain.into())];
+        let mut batch = Self { messages: Vec::new(), subjects: Vec::new() };
+        batch.push(format!("nat chain {chain}"), 0, NfTablesMessage::GetChain(ChainMessage { attributes }));
+        batch
+    }
+
     /// The last message that is not the end of the batch; older kernels do not acknowledge the end itself.
     pub fn last(&self) -> usize {
         self.messages.len().saturating_sub(2)

@@ -10,12 +10,14 @@
 //! plugin.
 
 mod args;
+mod check;
 mod encode;
 mod loopback;
 mod netlink;
 mod rules;
 
 use std::io;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -26,7 +28,7 @@ use nix::errno::Errno;
 use encode::Batch;
 use netlink::Refusal;
 
-pub use args::{CaptureArgs, run};
+pub use args::{CaptureArgs, is_installed_at, run};
 pub use rules::{INBOUND_SOURCE_V4, INBOUND_SOURCE_V6};
 
 /// What is captured and what is not.
@@ -143,6 +145,23 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Nobody captures.
+    #[error(
+        "this pod's traffic is not captured: a connection to an address nobody has did not arrive at the sidecar's port \
+         ({source}); is Heddle's CNI plugin installed on this node, and 192.0.2.0/24 not among the excluded networks?"
+    )]
+    NotCaptured {
+        /// What became of it.
+        source: io::Error,
+    },
+    /// The check cannot listen.
+    #[error("cannot listen on {address}: {source}; the check must run before the sidecar")]
+    CheckPort {
+        /// Where.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The system cannot tell something capture must know.
     #[error("cannot read {path}: {source}")]
     Read {
@@ -172,6 +191,23 @@ pub fn install(rules: &Rules) -> Result<(), Error> {
 pub fn remove() -> Result<(), Error> {
     send(Batch::remove())?;
     loopback::remove().map_err(|source| refused("address ::6/128 on lo".into(), source))
+}
+
+/// Whether both of our chains are there, in the calling thread's network namespace. What their rules say is not compared:
+/// nobody writes them but [`install`], whole.
+///
+/// # Errors
+/// If the kernel may not be asked.
+pub fn is_installed() -> Result<bool, Error> {
+    for chain in [encode::OUTPUT, encode::PREROUTING] {
+        let question = Batch::ask(chain);
+        match netlink::exchange(NETLINK_NETFILTER, question.messages, 0) {
+            Ok(()) => {}
+            Err(refusal) if refusal.source.raw_os_error() == Some(Errno::ENOENT as i32) => return Ok(false),
+            Err(refusal) => return Err(refused(format!("nat chain {chain}"), refusal.source)),
+        }
+    }
+    Ok(true)
 }
 
 /// Whether `uid` exists in the caller's user namespace, so that [`Exempt::Uid`] can name it.
