@@ -54,6 +54,7 @@ pub struct MeshTlsPolicySpec {
 /// Which connections are taken.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
+#[schemars(inline)]
 pub enum Mode {
     /// Only mutual TLS between sidecars.
     Strict,

@@ -27,6 +27,7 @@ pub struct TargetRef {
 /// Which workloads of the policy's namespace are meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(inline)]
 pub struct Selector {
     /// All of these labels, with these values; 1 to 16.
     #[schemars(extend("minProperties" = 1, "maxProperties" = 16))]

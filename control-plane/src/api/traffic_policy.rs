@@ -57,6 +57,7 @@ pub struct TrafficPolicySpec {
 /// How an endpoint is chosen.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(inline)]
 pub struct LoadBalancing {
     /// `P2CEWMA`: the better of two random endpoints by peak latency average and requests in flight.
     /// `RoundRobin`: one after another.
@@ -76,6 +77,7 @@ pub enum LoadBalancingPolicy {
 /// Most that may be open at once.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(inline)]
 pub struct CircuitBreaker {
     /// TCP connections. Default: 10000 (about 200 MiB of sidecar memory at the very worst).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -96,6 +98,7 @@ pub struct CircuitBreaker {
 /// When a failing endpoint is left out.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(inline)]
 pub struct OutlierDetection {
     /// Failures in a row (5xx, connection failures, timeouts) that eject; 0 turns detection off. Default: 5 (Envoy's).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -120,6 +123,7 @@ pub struct OutlierDetection {
 /// When a failed request is made again.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(inline)]
 pub struct Retry {
     /// Retries after the first attempt, 0 to 10. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -145,6 +149,7 @@ pub struct Retry {
 /// How long a request may take.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(inline)]
 pub struct Timeouts {
     /// From the request's arrival at the client's sidecar to the end of its response, retries included; `0s`: no limit.
     /// Default: no limit. A route rule's own `timeouts` win.
