@@ -68,9 +68,10 @@ fn add_probes(spec: &PodSpec, probes: &Specs, edits: &mut Edits) {
     let known = sidecar.env.iter().flatten().position(|variable| variable.name == PROBES);
     let before = known.and_then(|i| sidecar.env.as_ref()?.get(i)?.value.as_deref()).unwrap_or("{}");
     // One that cannot be read would keep the sidecar from starting: only what is written now is sure.
-    let mut all: BTreeMap<String, Value> = serde_json::from_str(before).unwrap_or_default();
+    let mut all: BTreeMap<String, Value> = serde_json::from_str(&before.replace("$$", "$")).unwrap_or_default();
     all.extend(probes.as_json());
-    let variable = json!({ "name": PROBES, "value": Value::Object(all.into_iter().collect()).to_string() });
+    let all = Value::Object(all.into_iter().collect()).to_string();
+    let variable = json!({ "name": PROBES, "value": literal(&all) });
     match (known, &sidecar.env) {
         (Some(i), _) => edits.replace(pointer!["spec", "initContainers", at, "env", i], variable),
         (None, Some(_)) => edits.add(pointer!["spec", "initContainers", at, "env", "-"], variable),
@@ -175,7 +176,7 @@ fn sidecar(spec: &PodSpec, settings: &Settings, wishes: &Wishes, probes: &Specs)
 }
 
 fn environment(spec: &PodSpec, settings: &Settings, wishes: &Wishes, probes: &Specs) -> Value {
-    let given = |name: &str, value: &str| json!({ "name": name, "value": value });
+    let given = |name: &str, value: &str| json!({ "name": name, "value": literal(value) });
     let own = |name: &str, field: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": field } } });
     let mut all = vec![
         given("HEDDLE_CONTROL_PLANE", &settings.control_plane),
@@ -194,6 +195,11 @@ fn environment(spec: &PodSpec, settings: &Settings, wishes: &Wishes, probes: &Sp
         all.push(given(PROBES, &probes.to_string()));
     }
     Value::Array(all)
+}
+
+/// The kubelet reads `$(NAME)` in a value as another variable, and `$$` as a dollar sign (Kubernetes, `EnvVar.value`).
+fn literal(text: &str) -> String {
+    text.replace('$', "$$")
 }
 
 /// How long the sidecar finishes what is in flight: inside what the pod has, so that it ends by itself.
