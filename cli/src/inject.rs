@@ -117,8 +117,11 @@ fn manifest(text: &str, settings: &Settings) -> Result<Injected, Error> {
 fn object(object: &mut Value, settings: &Settings, said: &mut Vec<String>, refused: &mut Vec<String>) -> bool {
     let kind = object["kind"].as_str().unwrap_or_default();
     if kind == "List" {
-        let items = object["items"].as_array_mut().into_iter().flatten();
-        return items.fold(false, |changed, item| self::object(item, settings, said, refused) || changed);
+        let mut changed = false;
+        for item in object["items"].as_array_mut().into_iter().flatten() {
+            changed |= self::object(item, settings, said, refused);
+        }
+        return changed;
     }
     let group =
         object["apiVersion"].as_str().and_then(|version| version.split_once('/')).map_or("", |(group, _)| group);

@@ -22,19 +22,23 @@ use tonic::transport::Server;
 use crate::admin::{self, Pages};
 use crate::ads::{Ads, Port, Shared};
 use crate::authority::{self, Authority, Current};
+use crate::cluster;
+use crate::cluster::lease::{self, Lead};
 use crate::cluster::review::Reviewer;
 use crate::cluster::roots::Roots;
 use crate::cluster::secret::{Place, Secret};
 use crate::cluster::status;
-use crate::cluster::lease::{self, Lead};
-use crate::cluster;
 use crate::config::{self, Config};
+use crate::inject::Settings;
 use crate::issue::Service;
 use crate::mesh::Mesh;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
-use crate::replicas::{self, Reports, ReplicasServer};
+use crate::replicas::{self, ReplicasServer, Reports};
 use crate::source::{Snapshot, directory, kubernetes};
+use crate::webhook::live::Live;
+use crate::webhook::notices::{self, Notices};
+use crate::webhook::{self, Webhooks, bundle};
 use crate::{listen, logging, translate};
 
 /// Why a control plane cannot start, or why it ended.
@@ -63,6 +67,14 @@ pub enum Error {
     /// There is no client for an API server.
     #[error("--kubernetes: {0}")]
     Cluster(#[from] cluster::Error),
+    /// What sidecars are to be given cannot be read.
+    #[error("--injection {}: {reason}", path.display())]
+    Injection {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An address is not to be had.
     #[error("{what}: cannot listen on {address}: {error}")]
     Bind {
@@ -187,12 +199,8 @@ pub async fn start(config: Config) -> Result<ControlPlane, Error> {
     };
     let port = control_plane.address.port();
     let ControlPlane { servers, watchers, .. } = &mut control_plane;
-    let pages = Pages {
-        config: config.clone(),
-        shared: shared.clone(),
-        source: snapshots.clone(),
-        metrics: metrics.clone(),
-    };
+    let pages =
+        Pages { config: config.clone(), shared: shared.clone(), source: snapshots.clone(), metrics: metrics.clone() };
     let pages_stopped = stopped.clone();
     servers.spawn(async move {
         admin::serve(pages_listener, pages, pages_stopped).await;
@@ -225,6 +233,26 @@ pub async fn start(config: Config) -> Result<ControlPlane, Error> {
     let replicas = replicas::Service::new(Arc::clone(&reports), authority.current(), lead.clone());
     if let Some(clients) = clients {
         let roots = Roots::new(clients.clone(), authority.current(), metrics.clone());
+        let settings = match &config.injection {
+            Some(path) => {
+                let failed = |reason| Error::Injection { path: path.clone(), reason };
+                Some(injection(path).map_err(failed)?)
+            }
+            // Nothing is injected.
+            None => None,
+        };
+        let (notices, waiting) = Notices::new(metrics.clone());
+        let live = Live::new(&clients, snapshots.clone(), roots.clone(), notices);
+        let webhooks = Webhooks { settings, cluster: Arc::new(live), metrics: metrics.clone() };
+        let everywhere = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), config.webhook_port);
+        let listener = bind("--webhook-port", everywhere).await?;
+        let (current, webhooks_stopped) = (authority.current(), stopped.clone());
+        servers.spawn(async move { Ok(webhook::serve::serve(listener, current, webhooks, webhooks_stopped).await?) });
+        let configurations =
+            bundle::keep(clients.watches.clone(), clients.calls.clone(), authority.current(), metrics.clone());
+        watchers.spawn(never_ends(configurations, "keeping the roots in the webhooks' configurations"));
+        let events = notices::publish(clients.calls.clone(), Some(config.replica()), waiting, metrics.clone());
+        watchers.spawn(never_ends(events, "publishing events"));
         watchers.spawn(never_ends(roots.keep(snapshots.clone(), lead.clone()), "keeping the roots in every namespace"));
         let feedback = Arc::clone(&shared);
         let feedback = move || feedback.feedback.counts();
@@ -265,6 +293,12 @@ pub async fn start(config: Config) -> Result<ControlPlane, Error> {
         "serving"
     );
     Ok(control_plane)
+}
+
+/// What injected sidecars are given.
+fn injection(path: &Path) -> Result<Settings, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    Settings::parse(&text).map_err(|error| error.to_string())
 }
 
 /// The first snapshot in which everything was read.
@@ -336,8 +370,7 @@ async fn serve_tls(
     stopped: watch::Receiver<bool>,
 ) -> Result<(), Error> {
     let (connections, accepted) = mpsc::channel(ACCEPTED_CONNECTIONS);
-    let accept =
-        listen::accept_tls(listener, current, connections, config.max_connections, stopped.clone(), metrics);
+    let accept = listen::accept_tls(listener, current, connections, config.max_connections, stopped.clone(), metrics);
     let Services { ads, identity, replicas } = services;
     let identity = IdentityServer::new(identity).max_decoding_message_size(MAX_IDENTITY_REQUEST_BYTES);
     let replicas = ReplicasServer::new(replicas).max_decoding_message_size(replicas::MAX_REPORT_BYTES);

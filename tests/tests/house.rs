@@ -67,6 +67,11 @@ const FORBIDDEN: &[(&[&str], &[&str], &str)] = &[
         "only source, cluster and admission talk to the API server",
     ),
     (
+        &["control-plane/src/inject", "control-plane/src/validate"],
+        &["crate::source", "crate::cluster", "crate::webhook", "crate::emit", "kube", "tokio"],
+        "admission decides about one object, and asks nobody",
+    ),
+    (
         &[
             "proxy/src/http/route.rs",
             "proxy/src/balance",
@@ -76,6 +81,8 @@ const FORBIDDEN: &[(&[&str], &[&str], &str)] = &[
             "control-plane/src/translate",
             "control-plane/src/model",
             "control-plane/src/emit",
+            "control-plane/src/inject",
+            "control-plane/src/validate",
             "xds/src/delta",
             "xds/src/sotw",
         ],

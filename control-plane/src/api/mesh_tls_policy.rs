@@ -51,7 +51,7 @@ pub struct MeshTlsPolicySpec {
     pub port_level: BTreeMap<String, Mode>,
 }
 
-/// Which connections are taken.
+/// Which connections are taken: STRICT, PERMISSIVE or DISABLE. Default, where it may be left out: what a wider policy says.
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[schemars(inline)]

@@ -5,9 +5,10 @@
 
 use super::lease::LEASE;
 use super::roots::ROOTS;
-use crate::api::target::GATEWAY_GROUP;
 use crate::api::GROUP;
+use crate::api::target::GATEWAY_GROUP;
 use crate::config::DEFAULT_ROOT_SECRET;
+use crate::webhook::bundle::{INJECTOR, VALIDATOR};
 
 /// Where a rule holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +57,7 @@ const fn own(
 
 const READ: &[&str] = &["list", "watch"];
 
-/// Everything but what admission needs.
+/// Everything.
 pub const RULES: &[Rule] = &[
     cluster("", &["namespaces", "serviceaccounts", "services", "pods"], READ, "what the mesh is made of"),
     cluster("discovery.k8s.io", &["endpointslices"], READ, "who serves a Service"),
@@ -84,10 +85,34 @@ pub const RULES: &[Rule] = &[
         why: "the public roots, in every namespace",
     },
     cluster("authentication.k8s.io", &["tokenreviews"], &["create"], "whose a service account token is"),
+    cluster("", &["namespaces"], &["get"], "whether a namespace made a moment ago wants sidecars"),
+    cluster("events.k8s.io", &["events"], &["create", "patch"], "why a pod got no sidecar"),
+    Rule {
+        scope: Scope::Cluster,
+        group: "admissionregistration.k8s.io",
+        resources: &["mutatingwebhookconfigurations"],
+        names: &[INJECTOR],
+        verbs: &["list", "watch", "patch"],
+        why: "the roots by which the API server believes the webhooks",
+    },
+    Rule {
+        scope: Scope::Cluster,
+        group: "admissionregistration.k8s.io",
+        resources: &["validatingwebhookconfigurations"],
+        names: &[VALIDATOR],
+        verbs: &["list", "watch", "patch"],
+        why: "the same",
+    },
     own("", &["secrets"], &[], &["create"], "the root, at the first start; what is made has no name to restrict it by"),
     own("", &["secrets"], &[DEFAULT_ROOT_SECRET], &["get", "list", "watch", "update"], "the root"),
     own("coordination.k8s.io", &["leases"], &[], &["create"], "the lease, at the first start"),
-    own("coordination.k8s.io", &["leases"], &[LEASE], &["get", "update"], "which replica writes statuses and exchanges roots"),
+    own(
+        "coordination.k8s.io",
+        &["leases"],
+        &[LEASE],
+        &["get", "update"],
+        "which replica writes statuses and exchanges roots",
+    ),
 ];
 
 #[cfg(test)]
@@ -98,9 +123,8 @@ mod tests {
     #[test]
     fn everything_that_is_watched_may_be_listed_and_watched_and_nothing_else_of_others() {
         let read: Vec<_> = RULES.iter().filter(|rule| rule.scope == Scope::Cluster && rule.verbs == READ).collect();
-        let granted = |group: &str, plural: &str| {
-            read.iter().any(|rule| rule.group == group && rule.resources.contains(&plural))
-        };
+        let granted =
+            |group: &str, plural: &str| read.iter().any(|rule| rule.group == group && rule.resources.contains(&plural));
         for watched in WATCHED {
             assert!(granted(watched.group, watched.plural), "{watched:?}");
         }

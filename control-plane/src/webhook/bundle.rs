@@ -8,13 +8,14 @@ use json_patch::Patch as JsonPatch;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::watch;
 
 use crate::authority::Current;
+use crate::cluster::{FIELD_MANAGER, watch_config};
 use crate::metrics::Metrics;
 use crate::objects::name_of;
 
@@ -28,7 +29,7 @@ trait Configuration: Resource<DynamicType = ()> + Clone + DeserializeOwned + std
 }
 
 impl Configuration for MutatingWebhookConfiguration {
-    const NAME: &'static str = "heddle-injector";
+    const NAME: &'static str = INJECTOR;
 
     fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)> {
         let all = self.webhooks.iter().flatten();
@@ -37,7 +38,7 @@ impl Configuration for MutatingWebhookConfiguration {
 }
 
 impl Configuration for ValidatingWebhookConfiguration {
-    const NAME: &'static str = "heddle-validator";
+    const NAME: &'static str = VALIDATOR;
 
     fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)> {
         let all = self.webhooks.iter().flatten();
@@ -59,7 +60,7 @@ async fn keep_one<C: Configuration>(
     mut current: watch::Receiver<Current>,
     metrics: Metrics,
 ) {
-    let config = watcher::Config::default().fields(&format!("metadata.name={}", C::NAME));
+    let config = watch_config().fields(&format!("metadata.name={}", C::NAME));
     let mut events = std::pin::pin!(watcher(Api::<C>::all(watches), config));
     let api = Api::<C>::all(calls);
     let mut found: Option<C> = None;
@@ -123,8 +124,10 @@ fn repair<C: Configuration>(found: &C, bundle: &[u8]) -> JsonPatch {
     serde_json::from_value(operations.collect()).unwrap_or_default()
 }
 
-/// Who wrote, as the API server keeps it.
-const FIELD_MANAGER: &str = "heddle-control-plane";
+/// The configuration by which pods are sent here.
+pub const INJECTOR: &str = "heddle-injector";
+/// The one by which policies and routes are.
+pub const VALIDATOR: &str = "heddle-validator";
 /// Until it is looked again without any event. Chosen: watches tell; this is for what they might not.
 const CHECK_AGAIN: Duration = Duration::from_secs(300);
 /// After a failure. Chosen: pods of opted-in namespaces may be waiting for it.

@@ -10,6 +10,7 @@
 //! webhook's configuration, not here: what cannot be decided is no answer.
 
 pub mod bundle;
+pub mod live;
 pub mod notices;
 pub mod review;
 pub mod serve;

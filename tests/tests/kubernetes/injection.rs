@@ -168,8 +168,14 @@ fn a_pod_that_cannot_be_meshed_is_refused_with_the_reason() {
         )
     };
     for (manifest, reason) in [
-        (pod("", "securityContext: { runAsUser: 1337 },"), "spec.securityContext.runAsUser: `1337`: this user is the sidecar's"),
-        (pod("annotations: { heddle.dev/workers: many }", ""), "annotation heddle.dev/workers: `many`: write a whole number"),
+        (
+            pod("", "securityContext: { runAsUser: 1337 },"),
+            "spec.securityContext.runAsUser: `1337`: this user is the sidecar's",
+        ),
+        (
+            pod("annotations: { heddle.dev/workers: many }", ""),
+            "annotation heddle.dev/workers: `many`: write a whole number",
+        ),
         (
             pod("annotations: { heddle.dev/inject: enabled }", "hostNetwork: true,"),
             "spec.hostNetwork: `true`: a pod in its node's network cannot be meshed",
@@ -273,7 +279,8 @@ fn impossible_policies_and_routes_are_refused_and_can_always_be_deleted() {
     namespace.kubectl(["delete", "httproute/x"]);
 }
 
-const STRICT: &str = "apiVersion: heddle.dev/v1alpha1\nkind: MeshTLSPolicy\nmetadata: { name: strict }\nspec: { mode: STRICT }\n";
+const STRICT: &str =
+    "apiVersion: heddle.dev/v1alpha1\nkind: MeshTLSPolicy\nmetadata: { name: strict }\nspec: { mode: STRICT }\n";
 
 const ECHO: &str = r#"
 apiVersion: apps/v1

@@ -6,3 +6,4 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up fails the test")]
 
 mod cluster;
+mod injection;
