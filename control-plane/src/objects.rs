@@ -6,6 +6,7 @@
 
 mod index;
 pub mod pod;
+pub mod ports;
 pub mod route;
 pub mod touch;
 

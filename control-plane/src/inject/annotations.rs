@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::ports::{self, MAX_EXCLUSIONS, PortRange};
 use super::quantity::nanos;
 use super::settings::{self, AccessLog, QUANTITY, Resources};
 use super::{INJECT, INJECTED, Settings};
 use crate::api::FieldError;
+use crate::objects::pod::EXCLUDE_INBOUND_PORTS;
+use crate::objects::ports::{self, MAX_EXCLUSIONS, PortRange};
 
 /// The settings as they hold for one pod.
 #[derive(Debug, Clone)]
@@ -150,7 +151,6 @@ fn access_log(text: &str) -> Result<AccessLog, String> {
 
 /// What all annotations of ours begin with.
 pub(super) const PREFIX: &str = "heddle.dev/";
-const EXCLUDE_INBOUND_PORTS: &str = "heddle.dev/exclude-inbound-ports";
 const EXCLUDE_OUTBOUND_PORTS: &str = "heddle.dev/exclude-outbound-ports";
 const EXCLUDE_OUTBOUND_CIDRS: &str = "heddle.dev/exclude-outbound-cidrs";
 const LOG: &str = "heddle.dev/log";

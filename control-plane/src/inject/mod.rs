@@ -17,7 +17,6 @@ mod annotations;
 mod check;
 mod containers;
 mod patch;
-mod ports;
 mod probes;
 mod quantity;
 mod select;
@@ -28,8 +27,8 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
 use crate::api::FieldError;
+pub use crate::objects::pod::{INJECTED, METRICS_PORT};
 use patch::Edits;
-pub use ports::PortRange;
 pub use select::{INJECT, Reason};
 pub use settings::Settings;
 
@@ -101,8 +100,6 @@ fn inject(pod: &Value, typed: &Pod, settings: &Settings) -> Decision {
     Decision::Inject(Injection { patch: edits.into_patch(), warnings: annotations::warnings(&typed.metadata) })
 }
 
-/// The pod's annotation that says it has a sidecar, and of which version.
-pub const INJECTED: &str = "heddle.dev/injected";
 /// The version that is written there: this build's.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The init container that redirects the pod's traffic.
@@ -113,5 +110,3 @@ pub const PROXY_CONTAINER: &str = "heddle-proxy";
 pub const IDENTITY_VOLUME: &str = "heddle-identity";
 /// The user the sidecar runs as, by which capture tells its connections from the application's.
 pub const PROXY_UID: i64 = 1337;
-/// Its port of metrics, readiness and probes.
-pub const METRICS_PORT: u16 = 15020;

@@ -7,10 +7,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::VERSION;
-use super::ports::{self, MAX_EXCLUSIONS, PortRange};
 use super::quantity::nanos;
 use crate::api::FieldError;
 use crate::config::DEFAULT_TRUST_DOMAIN;
+use crate::objects::ports::{self, MAX_EXCLUSIONS, PortRange};
 
 /// The settings. A field that is left out has the value named at it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::Deserialize;
 
+use super::ports::PortRange;
+
 /// One Pod.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(from = "Written")]
@@ -48,8 +50,19 @@ impl Pod {
     pub fn injected(&self) -> bool {
         self.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(INJECTED))
     }
+
+    /// Ports that are reached past the sidecar, the sidecar's own apart: no mutual TLS is spoken there. What cannot be read is
+    /// none.
+    pub fn excluded_ports(&self) -> Vec<PortRange> {
+        let list = self.metadata.annotations.as_ref().and_then(|annotations| annotations.get(EXCLUDE_INBOUND_PORTS));
+        list.map(|list| list.split(',').filter_map(|text| text.parse().ok()).collect()).unwrap_or_default()
+    }
 }
 
+/// The annotation with the ports of a pod that are reached past its sidecar; injection has checked it.
+pub const EXCLUDE_INBOUND_PORTS: &str = "heddle.dev/exclude-inbound-ports";
+/// The sidecar's own port of metrics and probes, which nobody redirects.
+pub const METRICS_PORT: u16 = 15020;
 /// The annotation of a pod that has a sidecar; its value is the version that injected it.
 pub const INJECTED: &str = "heddle.dev/injected";
 /// Annotations whose names begin so are kept.

@@ -10,6 +10,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::api;
 use crate::model::{Locality, Protocol, SourceRef, WorkloadName};
+use crate::objects::pod::METRICS_PORT;
+use crate::objects::ports::PortRange;
 use crate::objects::{Objects, Pod, name_of, namespace_of};
 
 /// One Pod or Workload.
@@ -25,6 +27,8 @@ pub(super) struct Instance {
     pub(super) service_account: Arc<str>,
     pub(super) ports: Vec<Port>,
     pub(super) meshed: bool,
+    /// Ports that are reached past its sidecar, the sidecar's own apart.
+    pub(super) excluded: Vec<PortRange>,
     pub(super) host_network: bool,
     pub(super) ready: bool,
     pub(super) draining: bool,
@@ -87,6 +91,11 @@ impl Instance {
             })
     }
 
+    /// Whether connections to `port` pass its sidecar by.
+    pub(super) fn is_excluded(&self, port: u16) -> bool {
+        port == METRICS_PORT || self.excluded.iter().any(|range| range.contains(port))
+    }
+
     /// The number a Service's `targetPort` means here: itself, or that of the port with its name.
     pub(super) fn target_port(&self, target: Option<&IntOrString>, service_port: u16) -> Option<u16> {
         match target {
@@ -116,6 +125,7 @@ fn of_pod(pod: &Pod) -> Option<Instance> {
         service_account: pod.service_account.clone(),
         ports: ports.map(|port| Port { name: port.name.clone(), number: port.number, app_protocol: None }).collect(),
         meshed: !pod.host_network && pod.injected(),
+        excluded: pod.excluded_ports(),
         host_network: pod.host_network,
         // Before anybody has looked: a manifest written by hand means a pod that runs.
         ready: pod.ready.unwrap_or(true),
@@ -145,6 +155,7 @@ fn of_workload(workload: &api::Workload) -> Option<Instance> {
         service_account: workload.spec.service_account_name.as_str().into(),
         ports: ports.collect(),
         meshed: workload.spec.meshed,
+        excluded: Vec::new(),
         host_network: workload.spec.host_network,
         ready: true,
         draining: workload.metadata.deletion_timestamp.is_some(),

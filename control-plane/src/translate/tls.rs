@@ -20,8 +20,11 @@ enum Reach {
     Mesh,
 }
 
-/// The mode of an instance's port.
+/// The mode of an instance's port. One that is reached past the sidecar takes what comes, whatever a policy says.
 pub(super) fn mode(objects: &Objects, settings: &Settings, instance: &Instance, port: u16) -> TlsMode {
+    if instance.is_excluded(port) {
+        return TlsMode::Disable;
+    }
     if applying(objects, settings, instance).is_empty() {
         return TlsMode::Permissive;
     }

@@ -36,6 +36,10 @@ pub fn workload(objects: &Objects, settings: &Settings, name: &WorkloadName) -> 
     })
 }
 
+/// Ports reached past the sidecar that are told one by one. Chosen: a range of thousands is for something no client dials by
+/// address.
+const MAX_EXCLUDED: usize = 256;
+
 /// What is known of one port.
 struct Port {
     protocol: Protocol,
@@ -52,6 +56,7 @@ fn ports(objects: &Objects, settings: &Settings, instance: &Instance) -> BTreeMa
     let mut numbers: BTreeSet<u16> = instance.ports.iter().map(|port| port.number).collect();
     numbers.extend(owners.iter().map(|(_, _, target)| *target));
     numbers.extend(tls::named_ports(objects, settings, instance));
+    numbers.extend(instance.excluded.iter().flat_map(|range| range.ports()).take(MAX_EXCLUDED));
     let ports = numbers.into_iter().map(|number| {
         let mine: Vec<_> = owners.iter().filter(|(_, _, target)| *target == number).collect();
         let names: BTreeSet<_> = mine

@@ -15,6 +15,11 @@ pub struct PortRange {
 }
 
 impl PortRange {
+    /// All of them.
+    pub fn ports(self) -> impl Iterator<Item = u16> {
+        self.first..=self.last
+    }
+
     /// Whether `port` is one of them.
     pub fn contains(self, port: u16) -> bool {
         (self.first..=self.last).contains(&port)
@@ -62,7 +67,7 @@ impl<'de> Deserialize<'de> for PortRange {
 }
 
 /// A network, or a single address as the network of only it.
-pub(super) fn network(text: &str) -> Result<IpNet, String> {
+pub(crate) fn network(text: &str) -> Result<IpNet, String> {
     let text = text.trim();
     match text.parse::<IpAddr>() {
         Ok(address) => Ok(address.into()),
@@ -73,12 +78,12 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
 }
 
 /// The items of a list with commas between them.
-pub(super) fn list<T>(text: &str, item: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
+pub(crate) fn list<T>(text: &str, item: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
     text.split(',').map(str::trim).filter(|text| !text.is_empty()).map(item).collect()
 }
 
 /// Entries a list of exclusions may have; `heddle-proxy capture` takes no more.
-pub(super) const MAX_EXCLUSIONS: usize = 128;
+pub(crate) const MAX_EXCLUSIONS: usize = 128;
 
 #[cfg(test)]
 mod tests {
