@@ -10,9 +10,11 @@
     reason = "a failed set-up fails the test"
 )]
 
+pub mod chart;
 pub mod cluster;
 pub mod envoy;
 pub mod h2c;
+pub mod installed;
 pub mod live;
 pub mod meshed;
 pub mod metrics;

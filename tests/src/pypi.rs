@@ -11,6 +11,19 @@ pub fn envoy() -> PathBuf {
     installed("envoy/_bin/envoy")
 }
 
+/// Helm, which `scripts/test` takes out of a package that holds it.
+pub fn helm() -> PathBuf {
+    installed("helm")
+}
+
+/// kubernetes-validate, by Debian's Python.
+pub fn kubernetes_validate() -> Command {
+    installed("kubernetes_validate/__main__.py");
+    let mut command = Program { name: "python3", package: "python3" }.command();
+    command.env("PYTHONPATH", DIRECTORY).env("PYTHONDONTWRITEBYTECODE", "1").args(["-m", "kubernetes_validate"]);
+    command
+}
+
 /// A command that runs a Python script with PyPI's gRPC, by Debian's Python.
 pub fn python_with_grpcio(script: &str) -> Command {
     installed("grpc/__init__.py");
