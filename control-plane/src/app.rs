@@ -75,6 +75,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Nobody to whom what is made could belong.
+    #[error(transparent)]
+    Owner(#[from] cluster::owner::Error),
     /// An address is not to be had.
     #[error("{what}: cannot listen on {address}: {error}")]
     Bind {
@@ -172,7 +175,10 @@ pub async fn start(config: Config) -> Result<ControlPlane, Error> {
             (None, Source::Directory(directory::watch(manifests).map_err(failed)?))
         }
         config::Source::Kubernetes => {
-            let clients = cluster::connect().await?;
+            let mut clients = cluster::connect().await?;
+            if let Some(owner) = &config.owner {
+                clients.owner = Some(cluster::owner::find(clients.calls.clone(), owner).await?);
+            }
             let watch = kubernetes::watch(&clients, metrics.clone());
             (Some(clients), Source::Kubernetes(watch))
         }
@@ -270,6 +276,7 @@ pub async fn start(config: Config) -> Result<ControlPlane, Error> {
         let candidate = lease::Candidate {
             namespace: config.namespace.clone(),
             identity: config.replica(),
+            owner: clients.owner.clone(),
             address: clients.own_address(port),
         };
         let election = lease::run(clients.calls, candidate, holds, metrics.clone(), stopped.clone());

@@ -43,6 +43,10 @@ pub struct Config {
     /// if it is not there; one with `ca.crt` and `ca.key` alone brings an authority of your own.
     #[arg(long, env = "HEDDLE_ROOT_SECRET", value_name = "NAME", default_value = DEFAULT_ROOT_SECRET)]
     pub root_secret: String,
+    /// With --kubernetes: the ClusterRole to which the Secret, the Lease and the ConfigMaps made here belong, so that they go with it.
+    /// Default: none, and they stay.
+    #[arg(long, env = "HEDDLE_OWNER", value_name = "NAME")]
+    pub owner: Option<String>,
     /// With --kubernetes: where admission requests of the API server are answered, on every address.
     #[arg(long, env = "HEDDLE_WEBHOOK_PORT", value_name = "PORT", default_value_t = DEFAULT_WEBHOOK_PORT)]
     pub webhook_port: u16,
@@ -185,6 +189,7 @@ impl Config {
             namespace: CONTROL_PLANE_NAMESPACE.to_owned(),
             pod: None,
             root_secret: DEFAULT_ROOT_SECRET.to_owned(),
+            owner: None,
             webhook_port: DEFAULT_WEBHOOK_PORT,
             injection: None,
             listen: DEFAULT_LISTEN,

@@ -84,6 +84,15 @@ pub const RULES: &[Rule] = &[
         verbs: &["list", "watch", "create", "patch"],
         why: "the public roots, in every namespace",
     },
+    Rule {
+        scope: Scope::Cluster,
+        group: "rbac.authorization.k8s.io",
+        resources: &["clusterroles"],
+        // As `--owner` says.
+        names: &["heddle-control-plane"],
+        verbs: &["get"],
+        why: "itself, to say to whom belongs what is made",
+    },
     cluster("authentication.k8s.io", &["tokenreviews"], &["create"], "whose a service account token is"),
     cluster("", &["namespaces"], &["get"], "whether a namespace made a moment ago wants sidecars"),
     cluster("events.k8s.io", &["events"], &["create", "patch"], "why a pod got no sidecar"),

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
@@ -27,6 +27,8 @@ pub struct Candidate {
     pub namespace: String,
     /// This replica's pod; the name by which the Lease says who holds it.
     pub identity: String,
+    /// To whom the Lease belongs if this replica makes it.
+    pub owner: Option<OwnerReference>,
     /// Where other replicas reach this one, if it knows; said in an annotation of the Lease.
     pub address: Option<SocketAddr>,
 }
@@ -188,7 +190,11 @@ impl Election {
     }
 
     async fn create(&self) -> kube::Result<Lead> {
-        let mut metadata = ObjectMeta { name: Some(LEASE.to_owned()), ..ObjectMeta::default() };
+        let mut metadata = ObjectMeta {
+            name: Some(LEASE.to_owned()),
+            owner_references: self.candidate.owner.clone().map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        };
         self.say_address(&mut metadata);
         let spec = written(&LeaseSpec::default(), &self.candidate.identity, Step::Take, Timestamp::now());
         match self.api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await {

@@ -1,11 +1,13 @@
 //! What the control plane does in a cluster besides reading its objects: everything here talks to the API server.
 //!
 //! [`access`]: all that is done, as rules of access. [`lease`]: which replica does what only one may do. [`secret`]: where the authority is kept. [`roots`]: the public roots in every
-//! namespace. [`review`]: whose a service account token is. [`status`]: what became of objects, written into them. [`connect`] makes
+//! namespace. [`review`]: whose a service account token is. [`status`]: what became of objects, written into them. [`owner`]: to whom belongs what
+//! is made. [`connect`] makes
 //! the clients they use.
 
 pub mod access;
 pub mod lease;
+pub mod owner;
 pub mod review;
 pub mod roots;
 pub mod secret;
@@ -16,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use http::header::USER_AGENT;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Client;
 
 /// Why there is no client for an API server.
@@ -36,6 +39,8 @@ pub struct Clients {
     pub calls: Client,
     /// For listings and watches, which may be silent for a while.
     pub watches: Client,
+    /// To whom belongs what is made, if to anybody.
+    pub owner: Option<OwnerReference>,
     /// The API server's address, if its name is one.
     server: Option<IpAddr>,
 }
@@ -76,7 +81,7 @@ pub async fn connect() -> Result<Clients, Error> {
     config.read_timeout = Some(WATCH + WATCH_MARGIN);
     let host = config.cluster_url.host().unwrap_or_default();
     let server = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
-    Ok(Clients { calls, watches: Client::try_from(config)?, server })
+    Ok(Clients { calls, watches: Client::try_from(config)?, owner: None, server })
 }
 
 /// How a watch of everything or of one object is asked for.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client};
@@ -138,7 +138,7 @@ impl Roots {
         let wanted = said(&bundle);
         let api: Api<ConfigMap> = Api::namespaced(self.clients.calls.clone(), namespace);
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let config_map = config_map(bundle);
+        let config_map = config_map(bundle, self.clients.owner.clone());
         let patch = Patch::Apply(&config_map);
         let written = tokio::time::timeout(WRITE_TIMEOUT, api.patch(ROOTS, &parameters, &patch)).await;
         let result = match written {
@@ -221,11 +221,12 @@ fn missing<'n>(
     names.filter(|name| found.get(*name) != Some(&wanted)).map(str::to_owned).collect()
 }
 
-fn config_map(bundle: String) -> ConfigMap {
+fn config_map(bundle: String, owner: Option<OwnerReference>) -> ConfigMap {
     ConfigMap {
         metadata: ObjectMeta {
             name: Some(ROOTS.to_owned()),
             labels: Some(BTreeMap::from([("app.kubernetes.io/part-of".to_owned(), "heddle".to_owned())])),
+            owner_references: owner.map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
         data: Some(BTreeMap::from([(BUNDLE_PEM.to_owned(), bundle)])),
@@ -293,7 +294,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_what_is_found() {
-        assert_eq!(found(&config_map("pem".to_owned())), said("pem"));
+        assert_eq!(found(&config_map("pem".to_owned(), None)), said("pem"));
         assert_ne!(found(&ConfigMap::default()), said("pem"));
     }
 }

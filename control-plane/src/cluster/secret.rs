@@ -10,7 +10,7 @@ use futures::StreamExt;
 use heddle_certs::state::Files;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Api;
 use kube::api::PostParams;
 use kube::core::PartialObjectMeta;
@@ -18,7 +18,7 @@ use kube::runtime::watcher::{self, watcher};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{CONFLICT, Clients, GONE, NOT_FOUND, backoff, refused_with, watch_config};
+use super::{CONFLICT, Clients, GONE, NOT_FOUND, backoff, owner, refused_with, watch_config};
 
 /// One Secret by name.
 #[derive(Debug)]
@@ -27,6 +27,7 @@ pub struct Secret {
     place: Place,
     /// What it is made from: the version of the last read or write, and what it holds that is none of ours.
     known: Mutex<Option<v1::Secret>>,
+    owner: Option<OwnerReference>,
     changes: watch::Receiver<u64>,
     _follower: JoinSet<()>,
 }
@@ -65,7 +66,8 @@ impl Secret {
         let mut follower = JoinSet::new();
         follower.spawn(follow(Api::namespaced(clients.watches.clone(), &place.namespace), place.name.clone(), sender));
         let api = Api::namespaced(clients.calls.clone(), &place.namespace);
-        Self { api, place, known: Mutex::default(), changes, _follower: follower }
+        let owner = clients.owner.clone();
+        Self { api, place, known: Mutex::default(), owner, changes, _follower: follower }
     }
 
     /// Which it is.
@@ -79,15 +81,31 @@ impl Secret {
         self.changes.clone()
     }
 
-    /// What it holds now; `None`: it is not there.
+    /// What it holds now; `None`: it is not there. One that a former installation made becomes this one's.
     ///
     /// # Errors
     /// If the API server cannot say.
     pub async fn read(&self) -> Result<Option<Files>, Error> {
         let found = self.api.get_opt(&self.place.name).await.map_err(|error| self.failed("reading", error))?;
+        let found = match (found, &self.owner) {
+            (Some(found), Some(owner)) if owner::is_orphan(&found.metadata, owner) => Some(self.adopt(found, owner).await?),
+            (found, _) => found,
+        };
         let files = found.as_ref().map(files);
         self.know(found);
         Ok(files)
+    }
+
+    /// Before it is deleted with its former owner.
+    async fn adopt(&self, mut secret: v1::Secret, owner: &OwnerReference) -> Result<v1::Secret, Error> {
+        secret.metadata.owner_references = Some(vec![owner.clone()]);
+        match self.api.replace(&self.place.name, &PostParams::default(), &secret).await {
+            Ok(adopted) => Ok(adopted),
+            Err(error) if refused_with(&error, CONFLICT) || refused_with(&error, NOT_FOUND) => {
+                Err(Error::Conflict(self.place.clone()))
+            }
+            Err(error) => Err(self.failed("writing", error)),
+        }
     }
 
     /// Makes it.
@@ -98,6 +116,7 @@ impl Secret {
         let metadata = ObjectMeta {
             name: Some(self.place.name.clone()),
             labels: Some(BTreeMap::from([("app.kubernetes.io/part-of".to_owned(), "heddle".to_owned())])),
+            owner_references: self.owner.clone().map(|owner| vec![owner]),
             ..ObjectMeta::default()
         };
         let secret = v1::Secret { metadata, data: Some(data(files)), ..v1::Secret::default() };
