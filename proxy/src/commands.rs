@@ -70,7 +70,11 @@ fn plugin(args: &CniArgs) -> anyhow::Result<()> {
     if let (Some(bin_dir), Some(conf_dir)) = (&args.bin_dir, &args.conf_dir) {
         logging::start("info", LogFormat::Text)?;
         if args.remove {
-            return Ok(cni::remove(bin_dir, conf_dir)?);
+            cni::remove(bin_dir, conf_dir)?;
+            while args.stay {
+                std::thread::park();
+            }
+            return Ok(());
         }
         if args.install {
             return Ok(cni::keep(bin_dir, conf_dir)?);

@@ -25,6 +25,9 @@ pub struct CniArgs {
     /// Takes the plugin from this node.
     #[arg(long, conflicts_with = "install", requires_all = ["bin_dir", "conf_dir"])]
     pub remove: bool,
+    /// With --remove: does nothing more then, until the process is ended, for a DaemonSet, whose pods must not end.
+    #[arg(long, requires = "remove")]
+    pub stay: bool,
     /// The node's folder of CNI plugins, as mounted here; on the node mostly /opt/cni/bin.
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
