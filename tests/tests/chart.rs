@@ -7,6 +7,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use clap::Parser;
+use heddle_control_plane::cluster::access::{RULES, Scope};
+use heddle_control_plane::config::Config;
+use heddle_control_plane::inject::Settings;
 use heddle_tests::chart::{self, object, objects, render};
 use heddle_tests::programs::Program;
 use heddle_tests::pypi;
@@ -25,6 +29,7 @@ const EVERYTHING: &[&str] = &[
     "--set=sidecar.excludeOutboundCidrs={169.254.169.254/32},sidecar.excludeInboundPorts={22,9000-9010},sidecar.resources.limits.memory=256Mi",
     "--set=monitoring.podMonitor.enabled=true,monitoring.podMonitor.labels.release=prometheus,monitoring.podMonitor.interval=30s",
     "--set=monitoring.serviceMonitor.enabled=true,monitoring.prometheusRule.enabled=true",
+    "--set=cni.enabled=true",
     "--set=networkPolicy.enabled=true,networkPolicy.scrapers[0].namespaceSelector.matchLabels.team=monitoring",
 ];
 
@@ -124,7 +129,7 @@ fn paths(node: &Value, path: &str, found: &mut BTreeSet<String>) {
 }
 
 /// Under these the user's own names stand.
-const OPEN: &[&str] = &[".controlPlane.nodeSelector", ".controlPlane.resources", ".sidecar.resources", ".global"];
+const OPEN: &[&str] = &[".controlPlane.nodeSelector", ".controlPlane.resources", ".sidecar.resources", ".cni.resources", ".global"];
 
 fn schema_as_values(schema: &Value, node: &Value) -> Value {
     let name = node["$ref"].as_str().and_then(|reference| reference.strip_prefix("#/definitions/"));
@@ -270,19 +275,62 @@ fn the_control_plane_has_no_more_than_it_needs() {
     assert_eq!(container["readOnlyRootFilesystem"], true);
     assert_eq!(container["allowPrivilegeEscalation"], false);
     assert_eq!(container["capabilities"], serde_json::json!({ "drop": ["ALL"] }));
+}
 
-    for role in objects.iter().filter(|object| object["kind"] == "ClusterRole" || object["kind"] == "Role") {
-        for rule in role["rules"].as_array().unwrap() {
-            let text = rule.to_string();
-            assert!(!text.contains('*'), "{rule}");
-            let has = |field: &str, value: &str| rule[field].as_array().unwrap().contains(&value.into());
-            if has("resources", "secrets") || has("resources", "configmaps") {
-                assert!(rule["verbs"] == serde_json::json!(["create"]) || rule["resourceNames"].is_array(), "{rule}");
-            }
-            let writes = ["update", "patch", "delete"].iter().any(|verb| has("verbs", verb));
-            let status =
-                rule["resources"].as_array().unwrap().iter().all(|name| name.as_str().unwrap().ends_with("/status"));
-            assert!(!writes || status || rule["resourceNames"].is_array() || has("resources", "events"), "{rule}");
+/// A rule as text, to compare: group, resources, names, verbs.
+fn rule<'t>(group: &str, lists: [impl Iterator<Item = &'t str>; 3]) -> String {
+    let [resources, names, verbs] = lists.map(|list| list.collect::<Vec<_>>().join(" "));
+    format!("{group}: {resources}: {names}: {verbs}")
+}
+
+#[test]
+fn the_control_plane_may_do_what_it_does_and_nothing_else() {
+    let objects = objects(&render(&[]));
+    for (kind, scope) in [("ClusterRole", Scope::Cluster), ("Role", Scope::OwnNamespace)] {
+        let granted =
+            object(&objects, kind, "heddle-control-plane")["rules"].as_array().unwrap().iter().map(|granted| {
+                let list = |field: &str| granted[field].as_array().into_iter().flatten().filter_map(Value::as_str);
+                rule(list("apiGroups").next().unwrap(), ["resources", "resourceNames", "verbs"].map(list))
+            });
+        let needed = RULES.iter().filter(|needed| needed.scope == scope).map(|needed| {
+            rule(needed.group, [needed.resources, needed.names, needed.verbs].map(|list| list.iter().copied()))
+        });
+        assert_eq!(granted.collect::<BTreeSet<_>>(), needed.collect());
+    }
+}
+
+/// The control plane's command line, as its own binary reads it.
+#[derive(Parser)]
+struct CommandLine {
+    #[command(flatten)]
+    config: Config,
+}
+
+#[test]
+fn the_control_plane_takes_its_arguments_and_settings_and_they_mean_what_the_values_say() {
+    for (name, set) in value_sets() {
+        let objects = objects(&rendered(&set));
+        let deployment = object(&objects, "Deployment", "heddle-control-plane");
+        let arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap();
+        let words = std::iter::once("heddle-control-plane").chain(arguments.iter().filter_map(Value::as_str));
+        let CommandLine { config } =
+            CommandLine::try_parse_from(words).unwrap_or_else(|error| panic!("{name}: {error}"));
+        config.check().unwrap();
+        assert!(config.kubernetes);
+        assert_eq!(config.server_names, ["heddle-control-plane.heddle-system.svc"]);
+
+        let settings = Settings::parse(
+            object(&objects, "ConfigMap", "heddle-injection")["data"]["injection.yaml"].as_str().unwrap(),
+        );
+        let settings = settings.unwrap_or_else(|error| panic!("{name}: {error}"));
+        if name == "default" {
+            // What the code does without a file is what the chart does without values.
+            assert_eq!(settings, Settings::default());
+            let mut bare = Config::of_cluster(config.trust_domain.clone());
+            bare.owner.clone_from(&config.owner);
+            bare.injection.clone_from(&config.injection);
+            bare.server_names.clone_from(&config.server_names);
+            assert_eq!(serde_json::to_value(&config).unwrap(), serde_json::to_value(&bare).unwrap());
         }
     }
 }
@@ -375,7 +423,7 @@ fn what_is_not_asked_for_is_not_there() {
     let kinds = |more: &[&str]| {
         objects(&render(more)).iter().map(|object| object["kind"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>()
     };
-    let optional = ["NetworkPolicy", "PodMonitor", "ServiceMonitor", "PrometheusRule", "HorizontalPodAutoscaler"];
+    let optional = ["NetworkPolicy", "DaemonSet", "PodMonitor", "ServiceMonitor", "PrometheusRule", "HorizontalPodAutoscaler"];
     let default = kinds(&[]);
     let everything = kinds(EVERYTHING);
     for kind in optional {
