@@ -268,7 +268,7 @@ mod tests {
         let workload = Workload {
             name: name.clone(),
             uid: None,
-node: None,
+            node: None,
             service_account: "web".into(),
             identity: SpiffeId::new("mesh", "shop", "web"),
             addresses: vec![address.parse().unwrap()],

@@ -59,7 +59,7 @@ enum Store {
     /// A directory of this control plane alone.
     Directory(Locked),
     /// A Secret of all replicas, and which of them holds the lease.
-    Secret(Secret, watch::Receiver<Lead>),
+    Secret(Box<Secret>, watch::Receiver<Lead>),
 }
 
 /// Who this control plane is and whom it believes, at one moment.
@@ -178,7 +178,7 @@ impl Authority {
                 }
             }
         };
-        Self::with(config, Store::Secret(secret, lead), kept, metrics, SystemTime::now())
+        Self::with(config, Store::Secret(Box::new(secret), lead), kept, metrics, SystemTime::now())
     }
 
     fn with(config: &Config, store: Store, kept: Kept, metrics: Metrics, now: SystemTime) -> Result<Self, Error> {

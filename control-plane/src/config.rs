@@ -169,11 +169,7 @@ pub enum Error {
 impl Config {
     /// A control plane fed from `manifests` that keeps its keys in `state`; everything else as by default.
     pub fn new(manifests: impl Into<PathBuf>, state: impl Into<PathBuf>, trust_domain: TrustDomain) -> Self {
-        Self {
-            manifests: Some(manifests.into()),
-            state: Some(state.into()),
-            ..Self::common(trust_domain)
-        }
+        Self { manifests: Some(manifests.into()), state: Some(state.into()), ..Self::common(trust_domain) }
     }
 
     /// A control plane of the cluster the environment names; everything else as by default.

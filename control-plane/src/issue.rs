@@ -81,7 +81,11 @@ impl Service {
     }
 
     /// Who asks. A token counts before a certificate: who shows one means it.
-    async fn authenticate(&self, request: &Request<SignRequest>, now: SystemTime) -> Result<(SpiffeId, Issued), Refused> {
+    async fn authenticate(
+        &self,
+        request: &Request<SignRequest>,
+        now: SystemTime,
+    ) -> Result<(SpiffeId, Issued), Refused> {
         let peer = request.extensions().get::<PeerIdentity>();
         match (bearer(request.metadata()), &self.reviewer) {
             (Some(token), Some(reviewer)) if !is_join_token(token) => {
@@ -99,7 +103,8 @@ impl Service {
             (None, _) => {}
         }
         let Some(id) = peer.and_then(|peer| peer.spiffe_id.as_deref()) else {
-            let how = "show a service account token or a join token (`authorization: Bearer …`), or a client certificate";
+            let how =
+                "show a service account token or a join token (`authorization: Bearer …`), or a client certificate";
             return Err(Refused(Issued::Unauthenticated, Status::unauthenticated(how)));
         };
         let id = SpiffeId::parse(id).map_err(unauthenticated)?;
@@ -288,7 +293,8 @@ mod tests {
 
     fn service(config: &Config) -> Service {
         let metrics = Metrics::new().unwrap();
-        let authority = Authority::open(config, config.state.as_deref().unwrap(), metrics.clone(), SystemTime::now()).unwrap();
+        let authority =
+            Authority::open(config, config.state.as_deref().unwrap(), metrics.clone(), SystemTime::now()).unwrap();
         Service::new(Arc::new(authority), Arc::default(), None, metrics)
     }
 

@@ -131,7 +131,10 @@ impl Metrics {
                 PROPAGATION_SECONDS,
             )?,
             objects: gauges("heddle_config_objects", "Objects that are read.", &["kind"])?,
-            source_errors: IntCounter::new("heddle_source_errors_total", "Times a file or an object could not be taken over.")?,
+            source_errors: IntCounter::new(
+                "heddle_source_errors_total",
+                "Times a file or an object could not be taken over.",
+            )?,
             source_broken: IntGauge::new(
                 "heddle_source_broken",
                 "Files or objects that cannot be read as they are now.",
@@ -159,7 +162,11 @@ impl Metrics {
                 "ConfigMaps with the roots that were written, or could not be.",
                 &["result"],
             )?,
-            statuses: counters("heddle_status_writes_total", "Statuses of objects that were to be written.", &["outcome"])?,
+            statuses: counters(
+                "heddle_status_writes_total",
+                "Statuses of objects that were to be written.",
+                &["outcome"],
+            )?,
             reports: counters(
                 "heddle_replica_reports_total",
                 "Reports of what clients say to the replica that holds the lease.",

@@ -225,8 +225,7 @@ fn key(snapshot: &Snapshot, asker: &Asker<'_>, kind: Kind, name: &str) -> (Key, 
     match kind {
         Kind::Listener => {
             if let Some(address) = parse_outbound(name)
-                && let Some(Destination::Service(_, listener)) =
-                    snapshot.index.destination(snapshot.model(), address)
+                && let Some(Destination::Service(_, listener)) = snapshot.index.destination(snapshot.model(), address)
             {
                 differs.namespaces = listener.http.iter().flat_map(|http| http.consumers.keys().cloned()).collect();
             }

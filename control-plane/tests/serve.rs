@@ -328,6 +328,12 @@ async fn a_control_plane_without_manifests_says_which_directory_is_missing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_cannot_live_for_ever() {
     let mesh = Mesh::start().await;
-    let token = join_token(mesh.control_plane.state().unwrap(), "shop", "web", "web", Duration::from_secs(10 * 366 * 24 * 3600));
+    let token = join_token(
+        mesh.control_plane.state().unwrap(),
+        "shop",
+        "web",
+        "web",
+        Duration::from_secs(10 * 366 * 24 * 3600),
+    );
     assert!(token.is_err());
 }

@@ -6,6 +6,7 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
+use std::net::{IpAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -79,6 +80,25 @@ impl Cluster {
     /// The first node's network, from which pods and Services can be reached, for code and for programs.
     pub fn network(&self) -> Netns {
         Netns::open(Path::new(&format!("/proc/{}/ns/net", self.process))).unwrap()
+    }
+
+    /// Where pods and other nodes reach the first node.
+    pub fn address(&self) -> IpAddr {
+        let jsonpath = "--output=jsonpath={.items[0].status.addresses[?(@.type==\"InternalIP\")].address}";
+        let addresses = self.kubectl(["get", "nodes", jsonpath]);
+        let address = addresses.split_whitespace().find_map(|text| text.parse().ok().filter(IpAddr::is_ipv4));
+        address.unwrap_or_else(|| panic!("no IPv4 address among {addresses:?}"))
+    }
+
+    /// The network of the pod that has `address`, on the first node: as a process in that pod sees it.
+    pub fn pod_network(&self, address: IpAddr) -> Netns {
+        // Made by the container runtime for each pod.
+        let folder = format!("/proc/{}/root/run/netns", self.process);
+        let networks = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut networks = networks.filter_map(|path| Netns::open(&path).ok());
+        // Only who has an address can bind it.
+        let has = |network: &Netns| network.run(|| UdpSocket::bind((address, 0)).is_ok()).unwrap();
+        networks.find(has).unwrap_or_else(|| panic!("no pod on the first node has the address {address}"))
     }
 
     /// A kubeconfig with every right. Its API server is reached from [`Cluster::network`].

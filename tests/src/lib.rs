@@ -10,9 +10,11 @@
     reason = "a failed set-up fails the test"
 )]
 
+pub mod ads;
 pub mod chart;
 pub mod cluster;
 pub mod envoy;
+pub mod gate;
 pub mod h2c;
 pub mod installed;
 pub mod live;
@@ -22,6 +24,7 @@ pub mod origin;
 pub mod pods;
 pub mod programs;
 pub mod pypi;
+pub mod replica;
 pub mod service;
 pub mod stdout;
 pub mod tables;

@@ -46,7 +46,8 @@ impl Kept {
         if brought {
             schedule.prepare_before_end = None;
         }
-        let state = State::from_files(trust_domain, schedule, files, now).map_err(|error| Error::State(Box::new(error)))?;
+        let state =
+            State::from_files(trust_domain, schedule, files, now).map_err(|error| Error::State(Box::new(error)))?;
         Ok(Self { state, brought })
     }
 

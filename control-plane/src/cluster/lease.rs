@@ -233,7 +233,9 @@ impl Election {
         self.tell(Lead::Unknown);
         match tokio::time::timeout(GIVE_BACK_TIMEOUT, self.empty()).await {
             Ok(Ok(())) => tracing::info!("the lease was given back"),
-            Ok(Err(error)) => tracing::warn!(%error, "the lease could not be given back; another takes it when it is over"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the lease could not be given back; another takes it when it is over")
+            }
             Err(_) => tracing::warn!("the lease could not be given back in time; another takes it when it is over"),
         }
     }

@@ -312,7 +312,9 @@ mod tests {
 
     #[test]
     fn a_token_for_somebody_else_or_one_that_is_over_is_refused_without_a_question() {
-        assert!(refused(serde_json::json!({"aud": ["https://kubernetes.default.svc"]})).contains("`https://kubernetes"));
+        assert!(
+            refused(serde_json::json!({"aud": ["https://kubernetes.default.svc"]})).contains("`https://kubernetes")
+        );
         assert!(refused(serde_json::json!({"aud": "vault", "exp": 20_000})).contains("`vault`"));
         assert!(refused(serde_json::json!({})).contains("of nobody"));
         assert!(refused(serde_json::json!({"aud": ["heddle"], "exp": 9_000})).contains("1000 s ago"));
@@ -344,7 +346,10 @@ mod tests {
         };
         assert_eq!(refused(&|status| status.authenticated = None), Outcome::Unbelieved);
         assert_eq!(refused(&|status| status.audiences = None), Outcome::Audience);
-        assert_eq!(refused(&|status| status.user.as_mut().unwrap().username = Some("admin".into())), Outcome::NotServiceAccount);
+        assert_eq!(
+            refused(&|status| status.user.as_mut().unwrap().username = Some("admin".into())),
+            Outcome::NotServiceAccount
+        );
         assert_eq!(refused(&|status| status.user.as_mut().unwrap().extra = None), Outcome::NoPod);
         assert_eq!(refused(&|status| *status = TokenReviewStatus::default()), Outcome::Unbelieved);
     }

@@ -167,7 +167,9 @@ impl Roots {
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => listed = BTreeMap::new(),
-                Ok(watcher::Event::InitApply(config_map)) => drop(listed.insert(namespace(&config_map), found(&config_map))),
+                Ok(watcher::Event::InitApply(config_map)) => {
+                    listed.insert(namespace(&config_map), found(&config_map));
+                }
                 Ok(watcher::Event::InitDone) => {
                     failures = 0;
                     *self.found() = std::mem::take(&mut listed);
@@ -275,7 +277,7 @@ mod tests {
     fn namespace(name: &str, ending: bool) -> Namespace {
         let metadata = ObjectMeta {
             name: Some(name.into()),
-            deletion_timestamp: ending.then(|| Time(Timestamp::UNIX_EPOCH)),
+            deletion_timestamp: ending.then_some(Time(Timestamp::UNIX_EPOCH)),
             ..ObjectMeta::default()
         };
         Namespace { metadata, ..Namespace::default() }

@@ -159,7 +159,8 @@ mod tests {
 
     #[test]
     fn a_client_gets_the_endpoints_meant_for_its_zone() {
-        let endpoints = [endpoint(1, &["a"], &[], false), endpoint(2, &["b"], &[], false), endpoint(3, &["a", "b"], &[], false)];
+        let endpoints =
+            [endpoint(1, &["a"], &[], false), endpoint(2, &["b"], &[], false), endpoint(3, &["a", "b"], &[], false)];
         assert_eq!(chosen(&endpoints, "a", "n"), [1, 3]);
         assert_eq!(chosen(&endpoints, "b", "n"), [2, 3]);
     }
@@ -181,7 +182,8 @@ mod tests {
 
     #[test]
     fn draining_endpoints_stay_wherever_they_are_and_decide_nothing() {
-        let endpoints = [endpoint(1, &["a"], &[], false), endpoint(2, &["b"], &[], true), endpoint(3, &["b"], &[], false)];
+        let endpoints =
+            [endpoint(1, &["a"], &[], false), endpoint(2, &["b"], &[], true), endpoint(3, &["b"], &[], false)];
         assert_eq!(chosen(&endpoints, "a", "n"), [1, 2]);
         let gone = [endpoint(1, &["a"], &[], true), endpoint(2, &["b"], &[], false)];
         assert_eq!(chosen(&gone, "a", "n"), [1, 2]);

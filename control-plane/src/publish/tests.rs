@@ -55,7 +55,7 @@ fn workload(name: &str, address: &str) -> Workload {
     Workload {
         name: WorkloadName::new("shop", name),
         uid: None,
-node: None,
+        node: None,
         service_account: "default".into(),
         identity: SpiffeId::new("mesh", "shop", "default"),
         addresses: vec![address.parse().unwrap()],

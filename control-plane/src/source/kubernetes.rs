@@ -54,7 +54,8 @@ pub fn watch(clients: &Clients, metrics: Metrics) -> Watch {
     let (sender, snapshots) = watch::channel(Snapshot { waiting: KINDS.into(), ..Snapshot::default() });
     let mut tasks = JoinSet::new();
     for kind in KINDS {
-        let follower = Follower { kind, client: clients.watches.clone(), events: events.clone(), metrics: metrics.clone() };
+        let follower =
+            Follower { kind, client: clients.watches.clone(), events: events.clone(), metrics: metrics.clone() };
         match kind {
             Kind::Namespace => tasks.spawn(follower.run::<Namespace>()),
             Kind::ServiceAccount => tasks.spawn(follower.run::<ServiceAccount>()),
@@ -106,7 +107,8 @@ struct Follower {
 
 impl Follower {
     async fn run<K: Readable>(self) {
-        let versions: Vec<ApiResource> = WATCHED.iter().filter(|watched| watched.kind == self.kind).map(Watched::resource).collect();
+        let versions: Vec<ApiResource> =
+            WATCHED.iter().filter(|watched| watched.kind == self.kind).map(Watched::resource).collect();
         let mut said = false;
         loop {
             for resource in &versions {
@@ -118,7 +120,10 @@ impl Follower {
             }
             self.metrics.source_served(self.kind.name(), false);
             if !said {
-                tracing::info!(kind = self.kind.name(), "the API server does not know this kind; it is picked up when it does");
+                tracing::info!(
+                    kind = self.kind.name(),
+                    "the API server does not know this kind; it is picked up when it does"
+                );
                 said = true;
             }
             if self.events.send(Event::NotServed(self.kind)).await.is_err() {
@@ -129,7 +134,10 @@ impl Follower {
     }
 
     /// Passes on what a watch sees, until it turns out that the API server does not serve it; `None`: nobody listens.
-    async fn follow<K: Readable>(&self, events: impl Stream<Item = watcher::Result<watcher::Event<Read<K>>>>) -> Option<()> {
+    async fn follow<K: Readable>(
+        &self,
+        events: impl Stream<Item = watcher::Result<watcher::Event<Read<K>>>>,
+    ) -> Option<()> {
         let mut events = pin!(events);
         let mut failures: u32 = 0;
         while let Some(next) = events.next().await {
@@ -185,7 +193,9 @@ fn present<K: Readable>(read: Read<K>) -> Event {
 fn is_not_served(error: &watcher::Error) -> bool {
     let error = match error {
         watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) => error,
-        watcher::Error::WatchError(_) | watcher::Error::WatchFailed(_) | watcher::Error::NoResourceVersion => return false,
+        watcher::Error::WatchError(_) | watcher::Error::WatchFailed(_) | watcher::Error::NoResourceVersion => {
+            return false;
+        }
     };
     refused_with(error, NOT_FOUND)
 }

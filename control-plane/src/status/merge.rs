@@ -60,12 +60,7 @@ fn merge_object(wanted: &ObjectStatus, counts: Option<&Counts>, observed: &Value
 }
 
 /// As they are written, with the times of those that were there before.
-fn conditions(
-    wanted: &[Condition],
-    counts: Option<&Counts>,
-    before: Option<&Value>,
-    now: Timestamp,
-) -> Vec<Value> {
+fn conditions(wanted: &[Condition], counts: Option<&Counts>, before: Option<&Value>, now: Timestamp) -> Vec<Value> {
     let generation = wanted.first().map_or(0, |condition| condition.observed_generation);
     let programmed = counts.map(|counts| programmed(counts, generation));
     let given = wanted.iter().map(|condition| json!(condition));
@@ -80,7 +75,9 @@ fn timed(mut condition: Value, before: Option<&Value>, now: Timestamp) -> Value 
     // Whole seconds, as the API server keeps them.
     let now = || Timestamp::from_second(now.as_second()).unwrap_or(now).to_string().into();
     condition["lastTransitionTime"] = time.unwrap_or_else(now);
-    if let Some(message) = condition.get("message").and_then(Value::as_str).filter(|text| text.len() > MAX_MESSAGE_BYTES) {
+    if let Some(message) =
+        condition.get("message").and_then(Value::as_str).filter(|text| text.len() > MAX_MESSAGE_BYTES)
+    {
         let end = (0..=MAX_MESSAGE_BYTES).rev().find(|at| message.is_char_boundary(*at)).unwrap_or_default();
         condition["message"] = format!("{}…", &message[..end]).into();
     }
@@ -215,7 +212,10 @@ mod tests {
         assert_eq!((&programmed["type"], &programmed["status"]), (&json!(PROGRAMMED), &json!("False")));
         assert_eq!(programmed["observedGeneration"], 3);
         let message = programmed["message"].as_str().unwrap();
-        assert!(message.contains("2 accepted") && message.contains("shop/web, rds shop/api/80: routes[0]: no"), "{message}");
+        assert!(
+            message.contains("2 accepted") && message.contains("shop/web, rds shop/api/80: routes[0]: no"),
+            "{message}"
+        );
 
         let own = Status::Object(ObjectStatus { conditions: vec![accepted(true, 3)] });
         let written = merge(Some(&own), Some(&counts(2, 0)), &Value::Null, at(100)).unwrap();

@@ -6,4 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up fails the test")]
 
 mod cluster;
+mod identity;
 mod injection;
+mod source;
+mod status;

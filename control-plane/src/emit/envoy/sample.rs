@@ -58,7 +58,7 @@ pub fn web_1() -> Workload {
     Workload {
         name: WorkloadName::new("shop", "web-1"),
         uid: None,
-node: None,
+        node: None,
         service_account: "web".into(),
         identity: identity("web"),
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1:1".parse().unwrap()],
@@ -95,7 +95,7 @@ fn old_1() -> Workload {
     Workload {
         name: WorkloadName::new("shop", "old-1"),
         uid: None,
-node: None,
+        node: None,
         service_account: "old".into(),
         identity: identity("old"),
         addresses: vec!["10.0.0.9".parse().unwrap()],

@@ -323,7 +323,10 @@ mod tests {
         let page: ObjectList<Read<Service>> = serde_json::from_str(PAGE).unwrap();
         let [good, bad] = page.items.try_into().unwrap();
 
-        assert_eq!((good.key().to_string(), good.meta().resource_version.as_deref()), ("Service shop/api".into(), Some("5")));
+        assert_eq!(
+            (good.key().to_string(), good.meta().resource_version.as_deref()),
+            ("Service shop/api".into(), Some("5"))
+        );
         let Ok(Object::Service(service)) = good.into_parts().0 else { panic!("unreadable") };
         assert_eq!((&service.status, &service.metadata.managed_fields), (&None, &None));
         assert_eq!(service.metadata.resource_version, None);
