@@ -170,6 +170,12 @@ impl Namespace<'_> {
         names.split_whitespace().map(ToOwned::to_owned).collect()
     }
 
+    /// A pod's network, for programs of this machine: its sidecar takes what they send for the pod's own.
+    pub fn network(&self, pod: &str) -> Netns {
+        let pod = self.get(&format!("pod/{pod}"));
+        self.cluster.pod_network(pod["status"]["podIP"].as_str().unwrap().parse().unwrap())
+    }
+
     /// Runs a program in a pod (`client`, or `deployment/client`), in its container `--container=NAME` or its default
     /// one, to its end, which must be a success; what it wrote to standard output, without white space around it.
     pub fn exec(&self, pod: &str, program: &[&str]) -> String {

@@ -8,5 +8,6 @@
 mod cluster;
 mod identity;
 mod injection;
+mod rollouts;
 mod source;
 mod status;
