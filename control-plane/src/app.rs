@@ -29,7 +29,6 @@ use crate::cluster::roots::Roots;
 use crate::cluster::secret::{Place, Secret};
 use crate::cluster::status;
 use crate::config::{self, Config};
-use crate::inject::Settings;
 use crate::issue::Service;
 use crate::mesh::Mesh;
 use crate::metrics::Metrics;
@@ -239,17 +238,17 @@ pub async fn start(config: Config) -> Result<ControlPlane, Error> {
     let replicas = replicas::Service::new(Arc::clone(&reports), authority.current(), lead.clone());
     if let Some(clients) = clients {
         let roots = Roots::new(clients.clone(), authority.current(), metrics.clone());
-        let settings = match &config.injection {
-            Some(path) => {
-                let failed = |reason| Error::Injection { path: path.clone(), reason };
-                Some(injection(path).map_err(failed)?)
-            }
-            // Nothing is injected.
-            None => None,
-        };
+        let mut injection = None;
+        if let Some(path) = &config.injection {
+            let failed = |reason| Error::Injection { path: path.clone(), reason };
+            let (sender, settings) = watch::channel(Arc::new(webhook::settings::read(path).map_err(failed)?));
+            let follow = webhook::settings::follow(path.clone(), sender, metrics.clone());
+            watchers.spawn(never_ends(follow, "following the injection settings"));
+            injection = Some(settings);
+        }
         let (notices, waiting) = Notices::new(metrics.clone());
         let live = Live::new(&clients, snapshots.clone(), roots.clone(), notices);
-        let webhooks = Webhooks { settings, cluster: Arc::new(live), metrics: metrics.clone() };
+        let webhooks = Webhooks { settings: injection, cluster: Arc::new(live), metrics: metrics.clone() };
         let everywhere = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), config.webhook_port);
         let listener = bind("--webhook-port", everywhere).await?;
         let (current, webhooks_stopped) = (authority.current(), stopped.clone());
@@ -300,12 +299,6 @@ pub async fn start(config: Config) -> Result<ControlPlane, Error> {
         "serving"
     );
     Ok(control_plane)
-}
-
-/// What injected sidecars are given.
-fn injection(path: &Path) -> Result<Settings, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-    Settings::parse(&text).map_err(|error| error.to_string())
 }
 
 /// The first snapshot in which everything was read.

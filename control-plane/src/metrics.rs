@@ -52,6 +52,7 @@ pub struct Metrics {
     without_roots: IntCounter,
     events: IntCounterVec,
     ca_bundles: IntCounterVec,
+    settings_refused: IntCounter,
 }
 
 /// What became of an admission request.
@@ -213,6 +214,10 @@ impl Metrics {
                 "Pods injected before the roots were in their namespace.",
             )?,
             events: counters("heddle_admission_events_total", "Events about pods without sidecar.", &["outcome"])?,
+            settings_refused: IntCounter::new(
+                "heddle_injection_settings_refused_total",
+                "Times the file of injection settings said something that cannot be used.",
+            )?,
             ca_bundles: counters(
                 "heddle_webhook_configuration_writes_total",
                 "Webhook configurations given the mesh's roots, or that could not be.",
@@ -226,7 +231,7 @@ impl Metrics {
     }
 
     fn register(&self) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 32] = [
+        let all: [Box<dyn Collector>; 33] = [
             Box::new(self.streams.clone()),
             Box::new(self.answers.clone()),
             Box::new(self.sent.clone()),
@@ -259,6 +264,7 @@ impl Metrics {
             Box::new(self.without_roots.clone()),
             Box::new(self.events.clone()),
             Box::new(self.ca_bundles.clone()),
+            Box::new(self.settings_refused.clone()),
         ];
         all.into_iter().try_for_each(|collector| self.registry.register(collector))
     }
@@ -428,6 +434,11 @@ impl Metrics {
     /// An event was to be published.
     pub fn event(&self, outcome: &str) {
         self.events.with_label_values(&[outcome]).inc();
+    }
+
+    /// The file of injection settings cannot be used as it is now.
+    pub fn injection_settings_refused(&self) {
+        self.settings_refused.inc();
     }
 
     /// A webhook configuration was given the roots, or could not be.

@@ -66,11 +66,14 @@ async fn keep_one<C: Configuration>(
     let mut found: Option<C> = None;
     loop {
         let bundle = current.borrow_and_update().bundle.to_pem().into_bytes();
-        let mended = match found.as_ref().map(|found| repair(found, &bundle)) {
-            Some(patch) if !patch.0.is_empty() => write(&api, patch, &metrics).await,
-            Some(_) | None => true,
-        };
-        let wait = if mended { CHECK_AGAIN } else { RETRY_AFTER };
+        let mut wait = CHECK_AGAIN;
+        if let Some(patch) = found.as_ref().map(|found| repair(found, &bundle)).filter(|patch| !patch.0.is_empty()) {
+            match write(&api, patch, &metrics).await {
+                // What the watch will say too.
+                Some(mended) => found = Some(mended),
+                None => wait = RETRY_AFTER,
+            }
+        }
         tokio::select! {
             event = events.next() => match event {
                 Some(Ok(Event::Apply(object) | Event::InitApply(object))) => found = Some(object),
@@ -90,21 +93,21 @@ async fn keep_one<C: Configuration>(
     }
 }
 
-async fn write<C: Configuration>(api: &Api<C>, patch: JsonPatch, metrics: &Metrics) -> bool {
+async fn write<C: Configuration>(api: &Api<C>, patch: JsonPatch, metrics: &Metrics) -> Option<C> {
     let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let patched = tokio::time::timeout(WRITE_TIMEOUT, api.patch(C::NAME, &parameters, &Patch::Json::<()>(patch))).await;
     let error = match patched {
         Ok(Ok(object)) => {
             metrics.ca_bundle_written(true);
             tracing::info!("{} {} has the mesh's roots", C::kind(&()), name_of(object.meta()));
-            return true;
+            return Some(object);
         }
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("no answer within {WRITE_TIMEOUT:?}"),
     };
     metrics.ca_bundle_written(false);
     tracing::warn!(error, "{} {} lacks the mesh's roots; it is tried again", C::kind(&()), C::NAME);
-    false
+    None
 }
 
 /// What makes every webhook believe `bundle`; nothing else is touched, and only where the list is still the one that was seen.

@@ -14,12 +14,14 @@ pub mod live;
 pub mod notices;
 pub mod review;
 pub mod serve;
+pub mod settings;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::inject::{Decision, Namespace, Reason, Settings, Skip, decide};
 use crate::metrics::{Admission, Metrics};
@@ -44,8 +46,8 @@ pub trait Cluster: Send + Sync + 'static {
 
 /// What answers.
 pub struct Webhooks {
-    /// What injected sidecars are given; absent: nothing is injected.
-    pub settings: Option<Settings>,
+    /// What injected sidecars are given; absent: nothing is injected. The last value is in force.
+    pub settings: Option<watch::Receiver<Arc<Settings>>>,
     /// The cluster.
     pub cluster: Arc<dyn Cluster>,
     /// Counts.
@@ -70,10 +72,11 @@ impl Webhooks {
             && request.kind.kind == "Pod"
             && request.operation == "CREATE"
             && request.writes_object();
-        let Some(settings) = self.settings.as_ref().filter(|_| is_new_pod) else {
+        let settings = self.settings.as_ref().map(|settings| Arc::clone(&settings.borrow()));
+        let Some(settings) = settings.filter(|_| is_new_pod) else {
             return Ok((Answer::allow(), Admission::Allowed));
         };
-        match self.decide(request, settings).await? {
+        match self.decide(request, &settings).await? {
             Decision::Inject(injection) => {
                 if !request.is_dry_run() {
                     self.ensure_roots(&request.namespace).await;

@@ -50,7 +50,8 @@ impl World {
     fn new() -> Self {
         let (played, metrics) = (Arc::new(Played::default()), Metrics::new().unwrap());
         let cluster: Arc<dyn Cluster> = played.clone();
-        let webhooks = Webhooks { settings: Some(Settings::default()), cluster, metrics: metrics.clone() };
+        let (_, settings) = watch::channel(Arc::new(Settings::default()));
+        let webhooks = Webhooks { settings: Some(settings), cluster, metrics: metrics.clone() };
         Self { played, metrics, router: serve::test_router(webhooks) }
     }
 
