@@ -5,7 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use heddle_tests::cluster::{Cluster, Namespace};
 use heddle_tests::eventually;
+use heddle_tests::installed::Heddle;
 use serde_json::Value;
+
+/// The cluster, with Heddle.
+fn meshed() -> Cluster {
+    let cluster = Cluster::running();
+    Heddle::installed(&cluster);
+    cluster
+}
 
 /// A namespace whose pods get sidecars and take mutual TLS only, with a server `echo` that answers with its pod's name.
 fn strict<'c>(cluster: &'c Cluster, purpose: &str) -> Namespace<'c> {
@@ -32,7 +40,7 @@ fn seconds(time: &Value) -> i64 {
 
 #[test]
 fn an_application_and_its_init_containers_have_the_mesh_from_their_first_packet() {
-    let cluster = Cluster::running();
+    let cluster = meshed();
     let namespace = strict(&cluster, "first-packet");
     namespace.apply(
         r#"
@@ -63,7 +71,7 @@ spec:
 
 #[test]
 fn probes_and_hooks_reach_an_application_that_takes_mutual_tls_only() {
-    let cluster = Cluster::running();
+    let cluster = meshed();
     let namespace = strict(&cluster, "probes");
     // `echo` has an HTTP probe for its readiness, a TCP one for its start and hooks: it would not be here without them.
     let pod = namespace.get(&format!("pod/{}", namespace.pods("app=echo")[0]));
@@ -86,7 +94,7 @@ fn probes_and_hooks_reach_an_application_that_takes_mutual_tls_only() {
 
 #[test]
 fn a_job_ends_with_its_applications_exit_code_within_five_seconds_of_it() {
-    let cluster = Cluster::running();
+    let cluster = meshed();
     let namespace = strict(&cluster, "jobs");
     for (code, condition) in [(0, "Complete"), (3, "Failed")] {
         namespace.apply(&format!(
@@ -109,22 +117,24 @@ spec:
         ));
         namespace.wait(&format!("job/ends-with-{code}"), &format!("condition={condition}"));
 
-        let job = namespace.get(&format!("job/ends-with-{code}"));
-        let conditions = job["status"]["conditions"].as_array().unwrap();
+        let object = namespace.get(&format!("job/ends-with-{code}"));
+        let conditions = object["status"]["conditions"].as_array().unwrap();
         let over = conditions.iter().find(|found| found["type"] == condition).unwrap();
         let pod = namespace.get(&format!("pod/{}", namespace.pods(&format!("job=ends-with-{code}"))[0]));
         let work = ended(&pod, "containerStatuses", "work");
         assert_eq!(work["exitCode"], code);
         let proxy = ended(&pod, "initContainerStatuses", "heddle-proxy");
         assert_eq!(proxy["exitCode"], 0, "{proxy}");
-        let took = seconds(&over["lastTransitionTime"]) - seconds(&work["finishedAt"]);
-        assert!((0..=5).contains(&took), "the job was over {took} s after its application");
+        let sidecar = seconds(&proxy["finishedAt"]) - seconds(&work["finishedAt"]);
+        assert!((0..=5).contains(&sidecar), "the sidecar ended {sidecar} s after its application");
+        let job = seconds(&over["lastTransitionTime"]) - seconds(&work["finishedAt"]);
+        assert!((0..=5).contains(&job), "the job was over {job} s after its application");
     }
 }
 
 #[test]
 fn a_deleted_pod_ends_at_once_and_in_order() {
-    let cluster = Cluster::running();
+    let cluster = meshed();
     let namespace = strict(&cluster, "deletion");
     // The finalizer keeps the pod's last status readable.
     namespace.apply(
@@ -159,7 +169,7 @@ spec:
 
 #[test]
 fn a_pod_that_cannot_be_meshed_is_refused_with_the_reason() {
-    let cluster = Cluster::running();
+    let cluster = meshed();
     let namespace = cluster.namespace_labelled("refused", &[("heddle.dev/inject", "enabled")]);
     let pod = |metadata: &str, spec: &str| {
         format!(
@@ -189,7 +199,7 @@ fn a_pod_that_cannot_be_meshed_is_refused_with_the_reason() {
 
 #[test]
 fn a_pod_in_its_nodes_network_is_left_alone_and_an_event_says_so() {
-    let cluster = Cluster::running();
+    let cluster = meshed();
     let namespace = cluster.namespace_labelled("host", &[("heddle.dev/inject", "enabled")]);
     namespace.apply(
         r#"
@@ -220,7 +230,7 @@ spec:
 
 #[test]
 fn a_namespace_that_was_not_labelled_has_no_sidecars_unless_a_pod_asks() {
-    let cluster = Cluster::running();
+    let cluster = meshed();
     let namespace = cluster.namespace("unlabelled");
     let pod = |name: &str, annotations: &str| {
         format!(
@@ -239,7 +249,7 @@ fn a_namespace_that_was_not_labelled_has_no_sidecars_unless_a_pod_asks() {
 
 #[test]
 fn impossible_policies_and_routes_are_refused_and_can_always_be_deleted() {
-    let cluster = Cluster::running();
+    let cluster = meshed();
     let namespace = cluster.namespace("validation");
     let policy = |kind: &str, spec: &str| {
         format!("apiVersion: heddle.dev/v1alpha1\nkind: {kind}\nmetadata: {{ name: x }}\nspec: {spec}\n")
