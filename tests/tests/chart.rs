@@ -176,9 +176,9 @@ fn chart_and_images_have_the_version_of_the_code() {
     let objects = objects(&render(&[]));
     let deployment = object(&objects, "Deployment", "heddle-control-plane");
     let image = &deployment["spec"]["template"]["spec"]["containers"][0]["image"];
-    assert_eq!(image, &Value::from(format!("heddle-control-plane:{VERSION}")));
+    assert_eq!(image, &Value::from(format!("heddle.dev/heddle-control-plane:{VERSION}")));
     let injection: Value = injection(&objects);
-    assert_eq!(injection["image"], format!("heddle-proxy:{VERSION}"));
+    assert_eq!(injection["image"], format!("heddle.dev/heddle-proxy:{VERSION}"));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::objects::ports::{self, MAX_EXCLUSIONS, PortRange};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Settings {
-    /// Image of the sidecar and of the capture container. Default: `heddle-proxy` of this version.
+    /// Image of the sidecar and of the capture container. Default: `heddle.dev/heddle-proxy` of this version, as the chart's.
     pub image: String,
     /// When the image is pulled. Default: IfNotPresent.
     pub image_pull_policy: PullPolicy,
@@ -91,7 +91,7 @@ impl Default for Settings {
     fn default() -> Self {
         let requests = [("cpu", "10m"), ("memory", "32Mi")];
         Self {
-            image: format!("heddle-proxy:{VERSION}"),
+            image: format!("heddle.dev/heddle-proxy:{VERSION}"),
             image_pull_policy: PullPolicy::IfNotPresent,
             control_plane: DEFAULT_CONTROL_PLANE.to_owned(),
             trust_domain: DEFAULT_TRUST_DOMAIN.to_owned(),
