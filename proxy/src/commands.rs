@@ -71,10 +71,12 @@ fn plugin(args: &CniArgs) -> anyhow::Result<()> {
         logging::start("info", LogFormat::Text)?;
         if args.remove {
             cni::remove(bin_dir, conf_dir)?;
-            while args.stay {
+            if !args.stay {
+                return Ok(());
+            }
+            loop {
                 std::thread::park();
             }
-            return Ok(());
         }
         if args.install {
             return Ok(cni::keep(bin_dir, conf_dir)?);

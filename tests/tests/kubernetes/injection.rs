@@ -1,11 +1,12 @@
 //! Injection in a cluster with Heddle: pods of a labelled namespace are in the mesh from their first init container to their
 //! last packet, and what cannot be is told so.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io::Write;
+use std::net::{IpAddr, TcpStream};
 
 use heddle_tests::cluster::{Cluster, Namespace};
-use heddle_tests::eventually;
 use heddle_tests::installed::Heddle;
+use heddle_tests::{PATIENCE, eventually, talk};
 use serde_json::Value;
 
 /// The cluster, with Heddle.
@@ -79,10 +80,16 @@ fn probes_and_hooks_reach_an_application_that_takes_mutual_tls_only() {
         assert_eq!(pod["spec"]["containers"][0][probe]["httpGet"]["port"], 15020, "{probe}");
     }
     let ip: IpAddr = pod["status"]["podIP"].as_str().unwrap().parse().unwrap();
-    let direct = SocketAddr::new(ip, 8080);
-    let mut wget = cluster.in_node("busybox");
-    let output = wget.args(["wget", "-q", "-T", "5", "-O", "-", &format!("http://{direct}/")]).output().unwrap();
-    assert!(!output.status.success(), "the application answers without mutual TLS: {output:?}");
+    let asked_from_the_node = |port: u16, path: &str| {
+        let mut stream = cluster.network().run(|| TcpStream::connect((ip, port)).unwrap()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: echo\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+        String::from_utf8_lossy(&talk::read_to_end(&mut stream)).into_owned()
+    };
+    let probed = asked_from_the_node(15020, "/probe/echo/readiness");
+    assert!(probed.starts_with("HTTP/1.1 200 "), "{probed}");
+    let direct = asked_from_the_node(8080, "/");
+    assert!(direct.is_empty(), "the application answers without mutual TLS: {direct}");
 
     // An application that fails is still found out.
     namespace.exec("deployment/echo", &["--container=echo", "rm", "/tmp/www/index.html"]);
