@@ -129,7 +129,8 @@ fn paths(node: &Value, path: &str, found: &mut BTreeSet<String>) {
 }
 
 /// Under these the user's own names stand.
-const OPEN: &[&str] = &[".controlPlane.nodeSelector", ".controlPlane.resources", ".sidecar.resources", ".cni.resources", ".global"];
+const OPEN: &[&str] =
+    &[".controlPlane.nodeSelector", ".controlPlane.resources", ".sidecar.resources", ".cni.resources", ".global"];
 
 fn schema_as_values(schema: &Value, node: &Value) -> Value {
     let name = node["$ref"].as_str().and_then(|reference| reference.strip_prefix("#/definitions/"));
@@ -423,7 +424,8 @@ fn what_is_not_asked_for_is_not_there() {
     let kinds = |more: &[&str]| {
         objects(&render(more)).iter().map(|object| object["kind"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>()
     };
-    let optional = ["NetworkPolicy", "DaemonSet", "PodMonitor", "ServiceMonitor", "PrometheusRule", "HorizontalPodAutoscaler"];
+    let optional =
+        ["NetworkPolicy", "DaemonSet", "PodMonitor", "ServiceMonitor", "PrometheusRule", "HorizontalPodAutoscaler"];
     let default = kinds(&[]);
     let everything = kinds(EVERYTHING);
     for kind in optional {

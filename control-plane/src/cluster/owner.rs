@@ -12,7 +12,9 @@ use super::{FORBIDDEN, NOT_FOUND, backoff, refused_with};
 
 /// The owner cannot be one.
 #[derive(Debug, thiserror::Error)]
-#[error("--owner {name}: {error}; name a ClusterRole that is there and that this service account may get, or leave it out")]
+#[error(
+    "--owner {name}: {error}; name a ClusterRole that is there and that this service account may get, or leave it out"
+)]
 pub struct Error {
     /// As given.
     name: String,

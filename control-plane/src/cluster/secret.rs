@@ -88,7 +88,9 @@ impl Secret {
     pub async fn read(&self) -> Result<Option<Files>, Error> {
         let found = self.api.get_opt(&self.place.name).await.map_err(|error| self.failed("reading", error))?;
         let found = match (found, &self.owner) {
-            (Some(found), Some(owner)) if owner::is_orphan(&found.metadata, owner) => Some(self.adopt(found, owner).await?),
+            (Some(found), Some(owner)) if owner::is_orphan(&found.metadata, owner) => {
+                Some(self.adopt(found, owner).await?)
+            }
             (found, _) => found,
         };
         let files = found.as_ref().map(files);

@@ -88,8 +88,7 @@ impl Load {
             command.arg(format!("http://{service}{path}")).stdin(Stdio::null()).stdout(Stdio::piped());
             network.spawn(command).unwrap()
         };
-        let clients =
-            vec![hey(&[], "/"), hey(&["-disable-keepalive", "-m", "POST", "-d", "hello"], "/echo")];
+        let clients = vec![hey(&[], "/"), hey(&["-disable-keepalive", "-m", "POST", "-d", "hello"], "/echo")];
         Self { clients, _network: network }
     }
 
