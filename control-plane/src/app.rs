@@ -253,8 +253,9 @@ pub async fn start(config: Config) -> Result<ControlPlane, Error> {
         let listener = bind("--webhook-port", everywhere).await?;
         let (current, webhooks_stopped) = (authority.current(), stopped.clone());
         servers.spawn(async move { Ok(webhook::serve::serve(listener, current, webhooks, webhooks_stopped).await?) });
-        let configurations =
-            bundle::keep(clients.watches.clone(), clients.calls.clone(), authority.current(), metrics.clone());
+        let (webhooks_of, namespace) = (clients.clone(), config.namespace.clone());
+        let (current, counts) = (authority.current(), metrics.clone());
+        let configurations = async move { bundle::keep(webhooks_of, &namespace, current, counts).await };
         watchers.spawn(never_ends(configurations, "keeping the roots in the webhooks' configurations"));
         let events = notices::publish(clients.calls.clone(), Some(config.replica()), waiting, metrics.clone());
         watchers.spawn(never_ends(events, "publishing events"));

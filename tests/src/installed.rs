@@ -33,7 +33,8 @@ impl<'a> Heddle<'a> {
         let heddle = Self { cluster };
         let chart = chart::directory();
         let mut arguments = vec!["upgrade", RELEASE, chart.to_str().unwrap(), "--install", "--create-namespace"];
-        arguments.extend(["--wait", PATIENCE, "--reset-values"]);
+        // Tests without the chart apply the same definitions themselves.
+        arguments.extend(["--wait", PATIENCE, "--reset-values", "--force-conflicts"]);
         arguments.extend(more);
         heddle.helm(&arguments);
         heddle

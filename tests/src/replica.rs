@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use crate::cluster::{Cluster, Namespace};
 use crate::eventually;
+use crate::installed::Heddle;
 
 /// The rights of a control plane, and whom they were given to.
 pub struct Account {
@@ -48,6 +49,8 @@ impl Account {
     /// Our definitions, a service account in `home` and the rights a control plane needs there; nothing else. `binary` is the
     /// `heddle` binary.
     pub fn in_namespace(cluster: &Cluster, home: &Namespace<'_>, binary: &'static str) -> Self {
+        // Two would disagree about what is the whole cluster's.
+        Heddle::absent(cluster);
         install_definitions(cluster);
         let name = &home.name;
         let subject = json!([{ "kind": "ServiceAccount", "name": ACCOUNT, "namespace": name }]);
@@ -102,7 +105,7 @@ impl Account {
 
     /// Starts a control plane, with flags more.
     pub fn launch(&self, name: &str, flags: &[&str]) -> Replica<'_> {
-        let [admin, tls, plain] = self.free_ports();
+        let [admin, tls, plain, webhook] = self.free_ports();
         let log = self.directory.path().join(format!("{name}.log"));
         let mut command = Command::new("setpriv");
         // Dies with this process, and knows nothing of the machine it is on.
@@ -111,6 +114,7 @@ impl Account {
         command.args(["--kubernetes", "--namespace", &self.namespace, "--pod", name]);
         command.args(["--listen", &format!("0.0.0.0:{tls}"), "--plain-ads", &format!("127.0.0.1:{plain}")]);
         command.args(["--admin-port", &admin.to_string(), "--log", "info,heddle_control_plane=debug"]);
+        command.args(["--webhook-port", &webhook.to_string()]);
         command.args(flags).stdin(Stdio::null()).stderr(File::create(&log).unwrap());
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Replica {
@@ -135,7 +139,7 @@ impl Account {
     }
 
     /// Ports nobody listens on now, below those that the kernel gives to connections and the cluster to Services.
-    fn free_ports(&self) -> [u16; 3] {
+    fn free_ports(&self) -> [u16; 4] {
         let free = |port: u16| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
         let next = || loop {
             let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
@@ -143,7 +147,7 @@ impl Account {
                 return port;
             }
         };
-        self.network.run(|| [next(), next(), next()]).unwrap()
+        self.network.run(|| [next(), next(), next(), next()]).unwrap()
     }
 }
 

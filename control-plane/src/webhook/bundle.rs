@@ -6,16 +6,18 @@ use std::time::Duration;
 use futures::StreamExt;
 use json_patch::Patch as JsonPatch;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+};
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::{Event, watcher};
-use kube::{Api, Client, Resource};
+use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::watch;
 
 use crate::authority::Current;
-use crate::cluster::{FIELD_MANAGER, watch_config};
+use crate::cluster::{Clients, FIELD_MANAGER, watch_config};
 use crate::metrics::Metrics;
 use crate::objects::name_of;
 
@@ -24,50 +26,52 @@ trait Configuration: Resource<DynamicType = ()> + Clone + DeserializeOwned + std
     /// Ours.
     const NAME: &'static str;
 
-    /// The webhooks' names with what each believes.
-    fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)>;
+    /// The webhooks' names with how each is called.
+    fn webhooks(&self) -> Vec<(&str, &WebhookClientConfig)>;
 }
 
 impl Configuration for MutatingWebhookConfiguration {
     const NAME: &'static str = INJECTOR;
 
-    fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)> {
+    fn webhooks(&self) -> Vec<(&str, &WebhookClientConfig)> {
         let all = self.webhooks.iter().flatten();
-        all.map(|webhook| (webhook.name.as_str(), webhook.client_config.ca_bundle.as_ref())).collect()
+        all.map(|webhook| (webhook.name.as_str(), &webhook.client_config)).collect()
     }
 }
 
 impl Configuration for ValidatingWebhookConfiguration {
     const NAME: &'static str = VALIDATOR;
 
-    fn webhooks(&self) -> Vec<(&str, Option<&ByteString>)> {
+    fn webhooks(&self) -> Vec<(&str, &WebhookClientConfig)> {
         let all = self.webhooks.iter().flatten();
-        all.map(|webhook| (webhook.name.as_str(), webhook.client_config.ca_bundle.as_ref())).collect()
+        all.map(|webhook| (webhook.name.as_str(), &webhook.client_config)).collect()
     }
 }
 
-/// Keeps both configurations true. Never ends. `watches` is for watching, `calls` for patches.
-pub async fn keep(watches: Client, calls: Client, current: watch::Receiver<Current>, metrics: Metrics) {
-    let mutating =
-        keep_one::<MutatingWebhookConfiguration>(watches.clone(), calls.clone(), current.clone(), metrics.clone());
-    let validating = keep_one::<ValidatingWebhookConfiguration>(watches, calls, current, metrics);
+/// Keeps both configurations true where they name a Service in `namespace`: another control plane's webhooks believe that one.
+/// Never ends.
+pub async fn keep(clients: Clients, namespace: &str, current: watch::Receiver<Current>, metrics: Metrics) {
+    let mutating = keep_one::<MutatingWebhookConfiguration>(&clients, namespace, current.clone(), metrics.clone());
+    let validating = keep_one::<ValidatingWebhookConfiguration>(&clients, namespace, current, metrics);
     tokio::join!(mutating, validating);
 }
 
 async fn keep_one<C: Configuration>(
-    watches: Client,
-    calls: Client,
+    clients: &Clients,
+    namespace: &str,
     mut current: watch::Receiver<Current>,
     metrics: Metrics,
 ) {
     let config = watch_config().fields(&format!("metadata.name={}", C::NAME));
-    let mut events = std::pin::pin!(watcher(Api::<C>::all(watches), config));
-    let api = Api::<C>::all(calls);
+    let mut events = std::pin::pin!(watcher(Api::<C>::all(clients.watches.clone()), config));
+    let api = Api::<C>::all(clients.calls.clone());
     let mut found: Option<C> = None;
     loop {
         let bundle = current.borrow_and_update().bundle.to_pem().into_bytes();
         let mut wait = CHECK_AGAIN;
-        if let Some(patch) = found.as_ref().map(|found| repair(found, &bundle)).filter(|patch| !patch.0.is_empty()) {
+        if let Some(patch) =
+            found.as_ref().map(|found| repair(found, namespace, &bundle)).filter(|patch| !patch.0.is_empty())
+        {
             match write(&api, patch, &metrics).await {
                 // What the watch will say too.
                 Some(mended) => found = Some(mended),
@@ -110,9 +114,13 @@ async fn write<C: Configuration>(api: &Api<C>, patch: JsonPatch, metrics: &Metri
     None
 }
 
-/// What makes every webhook believe `bundle`; nothing else is touched, and only where the list is still the one that was seen.
-fn repair<C: Configuration>(found: &C, bundle: &[u8]) -> JsonPatch {
-    let wrong = found.webhooks().into_iter().enumerate().filter(|(_, (_, has))| has.is_none_or(|has| has.0 != bundle));
+/// What makes every webhook that calls a Service in `namespace` believe `bundle`; nothing else is touched, and only where the list
+/// is still the one that was seen.
+fn repair<C: Configuration>(found: &C, namespace: &str, bundle: &[u8]) -> JsonPatch {
+    let wrong = found.webhooks().into_iter().enumerate().filter(|(_, (_, call))| {
+        let ours = call.service.as_ref().is_some_and(|service| service.namespace == namespace);
+        ours && call.ca_bundle.as_ref().is_none_or(|has| has.0 != bundle)
+    });
     let operations = wrong.flat_map(|(i, (name, _))| {
         [
             json!({ "op": "test", "path": format!("/webhooks/{i}/name"), "value": name }),
@@ -140,15 +148,17 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::admissionregistration::v1::{MutatingWebhook, WebhookClientConfig};
+    use k8s_openapi::api::admissionregistration::v1::{MutatingWebhook, ServiceReference};
 
     use super::*;
 
     fn configuration(webhooks: &[(&str, Option<&str>)]) -> MutatingWebhookConfiguration {
+        let service = ServiceReference { namespace: "ours".to_owned(), ..ServiceReference::default() };
         let webhook = |(name, bundle): &(&str, Option<&str>)| MutatingWebhook {
             name: (*name).to_owned(),
             client_config: WebhookClientConfig {
                 ca_bundle: bundle.map(|bundle| ByteString(bundle.into())),
+                service: Some(service.clone()),
                 ..WebhookClientConfig::default()
             },
             ..MutatingWebhook::default()
@@ -160,7 +170,7 @@ mod tests {
     #[test]
     fn webhooks_without_or_with_other_roots_are_mended_and_no_others() {
         let found = configuration(&[("a", None), ("b", Some("new")), ("c", Some("old"))]);
-        let patch = serde_json::to_value(repair(&found, b"new")).unwrap();
+        let patch = serde_json::to_value(repair(&found, "ours", b"new")).unwrap();
         assert_eq!(
             patch,
             json!([
@@ -170,7 +180,8 @@ mod tests {
                 { "op": "add", "path": "/webhooks/2/clientConfig/caBundle", "value": "bmV3" },
             ])
         );
-        assert_eq!(repair(&configuration(&[("b", Some("new"))]), b"new").0.len(), 0);
-        assert_eq!(repair(&MutatingWebhookConfiguration::default(), b"new").0.len(), 0);
+        assert_eq!(repair(&configuration(&[("b", Some("new"))]), "ours", b"new").0.len(), 0);
+        assert_eq!(repair(&found, "another", b"new").0.len(), 0, "another control plane's");
+        assert_eq!(repair(&MutatingWebhookConfiguration::default(), "ours", b"new").0.len(), 0);
     }
 }

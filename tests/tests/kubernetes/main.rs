@@ -5,9 +5,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up fails the test")]
 
+mod chart;
 mod cluster;
 mod identity;
 mod injection;
+mod prometheus;
 mod rollouts;
 mod source;
 mod status;
