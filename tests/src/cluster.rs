@@ -84,7 +84,7 @@ impl Cluster {
 
     /// Where pods and other nodes reach the first node.
     pub fn address(&self) -> IpAddr {
-        let jsonpath = "--output=jsonpath={.items[0].status.addresses[?(@.type==\"InternalIP\")].address}";
+        let jsonpath = "--output=jsonpath={.items[*].status.addresses[?(@.type==\"InternalIP\")].address}";
         let addresses = self.kubectl(["get", "nodes", jsonpath]);
         let address = addresses.split_whitespace().find_map(|text| text.parse().ok().filter(IpAddr::is_ipv4));
         address.unwrap_or_else(|| panic!("no IPv4 address among {addresses:?}"))

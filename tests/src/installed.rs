@@ -44,6 +44,9 @@ impl<'a> Heddle<'a> {
     pub fn absent(cluster: &'a Cluster) -> Self {
         let heddle = Self { cluster };
         heddle.helm(&["uninstall", RELEASE, "--ignore-not-found", "--wait", PATIENCE]);
+        // Those of control planes that no chart installed belong to nobody.
+        let roots = ["delete", "configmaps", "--all-namespaces", "--field-selector=metadata.name=heddle-roots"];
+        cluster.kubectl(roots);
         cluster.apply(&format!("{{ apiVersion: v1, kind: Namespace, metadata: {{ name: {NAMESPACE} }} }}"));
         eventually("nothing is left in its namespace", || {
             let all = ["get", "pods,secrets,configmaps,leases", "--output=name", "--namespace", NAMESPACE];

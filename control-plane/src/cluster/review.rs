@@ -109,13 +109,21 @@ impl Reviewer {
     /// Says why it proves nothing, or why nobody knows now.
     pub async fn review(&self, token: &str, now: SystemTime) -> Result<Holder, Error> {
         let begun = std::time::Instant::now();
-        let result = self.ask(token, now).await;
+        let claims = claims(token);
+        let says = claims.as_ref().map_or_else(|_| String::new(), |claims| clip(&claims.sub));
+        let result = match claims {
+            Ok(claims) => self.ask(token, &claims, now).await,
+            Err(error) => Err(error),
+        };
         self.metrics.reviewed(result.as_ref().err().map_or(Outcome::Accepted, Error::outcome), begun.elapsed());
+        if let Err(error) = &result {
+            tracing::info!(says, %error, "a service account token was refused");
+        }
         result
     }
 
-    async fn ask(&self, token: &str, now: SystemTime) -> Result<Holder, Error> {
-        claims(token)?.refuse(now)?;
+    async fn ask(&self, token: &str, claims: &Claims, now: SystemTime) -> Result<Holder, Error> {
+        claims.refuse(now)?;
         let _place = self.places.try_acquire().map_err(|_| Error::Overflow)?;
         let spec = TokenReviewSpec { audiences: Some(vec![AUDIENCE.to_owned()]), token: Some(token.to_owned()) };
         let review = TokenReview { spec, ..TokenReview::default() };
@@ -138,6 +146,9 @@ struct Claims {
     #[serde(default)]
     aud: Audiences,
     exp: Option<u64>,
+    /// Whose it says it is, for the log.
+    #[serde(default)]
+    sub: String,
 }
 
 /// RFC 7519 §4.1.3: one, or a list.
@@ -171,7 +182,8 @@ impl Claims {
             Audiences::Many(many) => many,
         };
         if !audiences.iter().any(|audience| audience == AUDIENCE) {
-            let shown: Vec<_> = audiences.iter().take(MAX_SHOWN).map(|audience| format!("`{audience}`")).collect();
+            let shown = audiences.iter().take(MAX_SHOWN).map(|audience| format!("`{}`", clip(audience)));
+            let shown: Vec<_> = shown.collect();
             return Err(Error::Audience(if shown.is_empty() { "of nobody".to_owned() } else { shown.join(", ") }));
         }
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -180,6 +192,10 @@ impl Claims {
             _ => Ok(()),
         }
     }
+}
+
+fn clip(text: &str) -> String {
+    text.chars().take(MAX_SHOWN_CHARS).collect()
 }
 
 /// What the API server says.
@@ -277,6 +293,8 @@ const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOCK_DIFFERENCE: Duration = Duration::from_secs(60);
 /// Audiences that are shown.
 const MAX_SHOWN: usize = 4;
+/// Letters of what a token says that are shown. Chosen: the longest name of a service account and some.
+const MAX_SHOWN_CHARS: usize = 400;
 
 #[cfg(test)]
 mod tests {

@@ -176,6 +176,7 @@ fn tokens_that_prove_nothing_are_refused_counted_and_logged() {
         "does not believe it",
         "not made for a pod",
         "is not that pod's address",
+        "says=\"system:serviceaccount:",
     ] {
         assert!(said.contains(reason), "{reason}");
     }

@@ -1,5 +1,6 @@
 //! Kubernetes as the source: what happens to objects arrives over xDS.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use heddle_tests::ads::AdsClient;
@@ -48,6 +49,36 @@ fn endpoints_come_drain_and_go_as_pods_do() {
     namespace.kubectl(["scale", "deployment/echo", "--replicas=2"]);
     ads.endpoints_become(&name, "one drains", |endpoints| endpoints.iter().filter(|e| e.draining).count() == 1);
     ads.endpoints_become(&name, "two again", |endpoints| endpoints.len() == 2 && endpoints.iter().all(|e| !e.draining));
+}
+
+#[test]
+fn services_and_pods_are_known_by_their_addresses_of_both_families() {
+    let cluster = Cluster::running();
+    let (home, namespace) = (cluster.namespace("heddle"), cluster.namespace("shop"));
+    let node = client(&namespace);
+    namespace.apply(BOTH_FAMILIES);
+    let account = Account::in_namespace(&cluster, &home, BINARY);
+    let replica = account.start("a");
+    let ads = AdsClient::connect(account.network(), replica.plain, &node, &[]);
+    let service: Vec<IpAddr> =
+        serde_json::from_value(namespace.get("service/both")["spec"]["clusterIPs"].clone()).unwrap();
+    let pod = namespace.pods("app=echo").remove(0);
+    let pod = namespace.get(&format!("pod/{pod}"))["status"]["podIPs"].clone();
+    let pod: Vec<IpAddr> =
+        pod.as_array().unwrap().iter().map(|ip| ip["ip"].as_str().unwrap().parse().unwrap()).collect();
+    assert_eq!((service.len(), pod.len()), (2, 2));
+
+    for (address, port) in service.iter().map(|ip| (ip, 80)).chain(pod.iter().map(|ip| (ip, 8080))) {
+        let name = heddle_xds::resource::outbound(SocketAddr::new(*address, port));
+        ads.subscribe(Kind::Listener, &name);
+        ads.has(Kind::Listener, &name);
+    }
+    // Each pod once, in the Service's first family.
+    let name = format!("{}/both/80", namespace.name);
+    ads.subscribe(Kind::Endpoints, &name);
+    ads.endpoints_become(&name, "each pod once", |endpoints| {
+        endpoints.len() == 2 && endpoints.iter().all(|endpoint| endpoint.address.is_ipv4() == service[0].is_ipv4())
+    });
 }
 
 #[test]
@@ -238,6 +269,16 @@ fn fixed(last: u8) -> String {
         addresses.join(", ")
     )
 }
+
+const BOTH_FAMILIES: &str = "
+apiVersion: v1
+kind: Service
+metadata: { name: both }
+spec:
+  ipFamilyPolicy: RequireDualStack
+  selector: { app: echo }
+  ports: [{ name: http, port: 80, targetPort: 8080 }]
+";
 
 const POLICY: &str = "
 apiVersion: heddle.dev/v1alpha1
