@@ -34,7 +34,7 @@ impl<'a> Heddle<'a> {
         let chart = chart::directory();
         let mut arguments = vec!["upgrade", RELEASE, chart.to_str().unwrap(), "--install", "--create-namespace"];
         // Tests without the chart apply the same definitions themselves.
-        arguments.extend(["--wait", PATIENCE, "--reset-values", "--force-conflicts"]);
+        arguments.extend(["--wait", PATIENCE, "--reset-values", "--force-conflicts", "--take-ownership"]);
         arguments.extend(more);
         heddle.helm(&arguments);
         heddle

@@ -1,5 +1,7 @@
 //! The demo, as a newcomer runs it: the story is told to its end, as root and as nobody, and nothing is left behind.
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};

@@ -1,6 +1,8 @@
 //! The dialect between control plane and sidecar: every field of the model, through the encoding of one half and the
 //! reading of the other, arrives in the tables.
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::net::SocketAddr;
@@ -727,6 +729,8 @@ fn workload() -> model::Workload {
     };
     model::Workload {
         name: model::WorkloadName::new("shop", "cart-0"),
+        uid: Some("4f2d".into()),
+        node: Some("node1".into()),
         service_account: "cart".into(),
         identity: SpiffeId::new("mesh", "shop", "cart"),
         addresses: vec!["10.0.0.1".parse().unwrap(), "2001:db8::10".parse().unwrap()],

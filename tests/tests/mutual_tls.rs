@@ -1,6 +1,8 @@
 //! Mutual TLS between sidecars: identity arrives, modes hold, opaque and server-first protocols work with no setting,
 //! and what cannot be trusted is refused.
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
 use std::io::{Read, Write};
 use std::sync::Arc;
 

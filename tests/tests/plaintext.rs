@@ -1,6 +1,8 @@
 //! Plaintext HTTP/1.1 through two sidecars with capture, tables written by hand: it arrives, both sidecars count it,
 //! and what hyper lets through does not reach the application twice.
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
 use std::io::{Read, Write};
 
 use heddle_tests::pods::{Mesh, MeshPod};

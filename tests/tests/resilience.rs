@@ -1,5 +1,7 @@
 //! Retries, outlier detection, circuit breaking, timeouts and balancing between two sidecars over mutual TLS.
 
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

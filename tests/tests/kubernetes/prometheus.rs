@@ -41,12 +41,15 @@ fn success_rate_and_p99_of_an_edge_are_those_of_what_was_sent() {
 
     let counted = |what: &str| format!("sum(heddle_requests_total{{{edge}{what}}})");
     let all = f64::from(GOOD + BAD + SLOW) + 1.0;
-    eventually("every request is counted", || (prometheus.value(&counted("")) == Some(all)).then_some(()));
+    // The other end sees the same, and who it was. Each target is scraped in its own time.
+    let caller = format!("source_principal=\"spiffe://cluster.local/ns/{}/sa/web\"", shop.name);
+    let inbound = format!("sum(heddle_requests_total{{direction=\"inbound\",{caller}}})");
+    eventually("every request is counted", || {
+        let all = Some(all);
+        (prometheus.value(&counted("")) == all && prometheus.value(&inbound) == all).then_some(())
+    });
     assert_eq!(prometheus.value(&counted(",response_code=\"503\"")), Some(f64::from(BAD)));
     assert_eq!(prometheus.value(&counted(",connection_security_policy=\"mutual_tls\"")), Some(all));
-    // The other end saw the same, and who it was.
-    let caller = format!("source_principal=\"spiffe://cluster.local/ns/{}/sa/web\"", shop.name);
-    assert_eq!(prometheus.value(&format!("sum(heddle_requests_total{{direction=\"inbound\",{caller}}})")), Some(all));
 
     // Over a time in which all of it happened.
     let window = seconds.ceil() + 15.0;

@@ -44,10 +44,11 @@ fn no_request_fails_while_the_control_plane_is_rolled_or_away_and_what_it_missed
     shop.kubectl(["delete", "pod", &gone]);
     control_plane(&["scale", "deployment/heddle-control-plane", "--replicas=1"]);
     wait(&["rollout", "status", "deployment/heddle-control-plane"]);
+    // What could not be made meanwhile is tried again with pauses that grow to minutes, or when the number changes.
+    shop.kubectl(["scale", "deployment/podinfo", "--replicas=3"]);
     shop.rolled_out("deployment/podinfo");
-    let pods = shop.pods("app=podinfo");
-    let mut missing = pods.clone();
-    eventually("the pod that came meanwhile gets its part", || {
+    let mut missing = shop.pods("app=podinfo");
+    eventually("the pods that came afterwards get their part", || {
         let page = shop.exec("client", &["--container=client", "wget", "-q", "-O", "-", "http://podinfo/"]);
         missing.retain(|pod| !page.contains(pod.as_str()));
         missing.is_empty().then_some(())

@@ -7,7 +7,7 @@ use heddle_tests::ads::AdsClient;
 use heddle_tests::cluster::{Cluster, Namespace};
 use heddle_tests::eventually;
 use heddle_tests::gate::Gate;
-use heddle_tests::replica::Account;
+use heddle_tests::replica::{Account, install_definitions};
 use heddle_xds::resource::Kind;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_heddle-under-test");
@@ -250,7 +250,7 @@ fn a_kind_that_is_installed_later_is_picked_up() {
     let replica = account.start("a");
     assert_eq!(replica.metric("heddle_source_served{kind=\"Workload\"}"), 0.0);
 
-    Account::in_namespace(&cluster, &home, BINARY);
+    install_definitions(&cluster);
     namespace.apply(WORKLOAD);
 
     let shown = format!("Workload {}/vm", namespace.name);
