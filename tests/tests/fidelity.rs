@@ -264,14 +264,14 @@ fn what_only_the_mesh_may_say_cannot_be_said_by_client_or_application() {
     let mesh = Mesh::new();
     let both = Both::new(&mesh);
     let forged = "X-Forwarded-Client-Cert: URI=spiffe://forged\r\nx-forwarded-client-cert: URI=spiffe://forged\r\n";
-    let answer =
-        "HTTP/1.1 503 Mine\r\nx-heddle-error: overflow\r\nx-heddle-undelivered: true\r\nContent-Length: 0\r\n\r\n";
+    let answer = "HTTP/1.1 503 Mine\r\nx-heddle-error: overflow\r\nx-heddle-undelivered: true\r\nx-heddle-draining: true\r\nContent-Length: 0\r\n\r\n";
     // Two requests at the origin: this one and the one behind it, so it was not sent again.
     let [(seen, got), _] = both.exchange(get(forged).as_bytes(), answer.as_bytes());
     let identities = seen.all("x-forwarded-client-cert");
     assert!(matches!(identities[..], [one] if !one.contains("forged") && one.contains("sa/client")), "{identities:?}");
     assert_eq!(got.start, "HTTP/1.1 503 Mine");
-    assert_eq!((got.field("x-heddle-error"), got.field("x-heddle-undelivered")), (None, None));
+    let said = ["x-heddle-error", "x-heddle-undelivered", "x-heddle-draining"].map(|name| got.field(name));
+    assert_eq!(said, [None; 3]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::thread;
 use bytes::Bytes;
 use heddle::pods::Child;
 use heddle_proxy::tables::TlsMode;
-use heddle_proxy::tables::cluster::Settings;
+use heddle_proxy::tables::cluster::{LoadBalancing, Settings};
 use heddle_proxy::tables::listener::Protocol;
 use heddle_tests::live::{self, LiveMesh, shop};
 use heddle_tests::pods::{Mesh, MeshPod};
@@ -196,6 +196,47 @@ fn opaque_connections_outlast_draining_and_new_ones_are_served() {
         kept.write_all(b"kept").unwrap();
         kept.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(talk::read_to_end(&mut kept), b"KEPT");
+    }
+}
+
+#[test]
+fn callers_turn_away_from_a_draining_sidecar_at_its_first_answer_and_the_application_never_hears_of_it() {
+    for workers in [1, 3] {
+        let mesh = Mesh::new();
+        let mut client = mesh.pod("client", 2);
+        let names = ["leaving", "staying"];
+        let mut servers = [3, 4].map(|number| mesh.pod(names[usize::from(number - 3)], number));
+        for (server, name) in servers.iter_mut().zip(names) {
+            server.meshed_sidecar(
+                &mesh,
+                workers,
+                tables::inbound(name, tables::port(Protocol::Detect, TlsMode::Strict)),
+            );
+            origin::echo(server, 8080, name);
+        }
+        let mut known = tables::nothing("client");
+        let endpoints = servers.iter().map(|server| tables::meshed(server.v4(8080), &server.spiffe_id())).collect();
+        let settings = Settings { policy: LoadBalancing::RoundRobin, ..Settings::default() };
+        let cluster = tables::cluster("api", endpoints, settings);
+        tables::destination(&mut known, vip(), Protocol::Detect, tables::rule(vec![(1, cluster)]));
+        client.meshed_sidecar(&mesh, workers, known);
+        let ask = || {
+            let answer = talk::get(&client, vip(), "/");
+            assert_eq!((answer.status(), answer.field("x-heddle-draining")), (200, None), "{answer:?}");
+            answer.body.contains("leaving\n")
+        };
+        eventually("both are asked", || ask().then_some(()));
+
+        drain(&servers[0]);
+        eventually("it has answered once more", || ask().then_some(()));
+        assert!((0..40).all(|_| !ask()), "{workers} workers");
+
+        drain(&servers[1]);
+        let answered: Vec<_> = (0..8).map(|_| ask()).collect();
+        assert!(
+            answered.contains(&true) && answered.contains(&false),
+            "where nobody stays, all serve on: {answered:?}"
+        );
     }
 }
 

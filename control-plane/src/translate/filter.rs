@@ -119,8 +119,8 @@ fn host(text: &str) -> Result<String, String> {
 const DEFAULT_REDIRECT: i64 = 302;
 /// Gateway API, `HTTPRequestRedirectFilter.statusCode`.
 const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
-/// Hop-by-hop and framing fields (RFC 9110 §7.6.1, RFC 9112 §6).
-const FRAMING: [&str; 9] = [
+/// Hop-by-hop and framing fields (RFC 9110 §7.6.1, RFC 9112 §6), and what sidecars say to one another.
+const FRAMING: [&str; 10] = [
     "connection",
     "content-length",
     "keep-alive",
@@ -129,6 +129,7 @@ const FRAMING: [&str; 9] = [
     "trailer",
     "transfer-encoding",
     "upgrade",
+    "x-heddle-draining",
     "x-heddle-undelivered",
 ];
 

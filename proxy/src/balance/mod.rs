@@ -5,6 +5,7 @@
 
 pub mod breaker;
 mod ewma;
+pub mod leaving;
 pub mod outlier;
 
 use std::collections::HashMap;
@@ -81,7 +82,7 @@ pub struct View<'w> {
     pub now_ms: Millis,
 }
 
-/// Chooses an endpoint of `cluster`, avoiding those in `tried` as long as there are others.
+/// Chooses an endpoint of `cluster`, avoiding those in `tried`, and then those that are leaving, as long as there are others.
 pub fn pick(cluster: &Cluster, tried: &[u64], view: &mut View<'_>) -> Result<Arc<Endpoint>, Nothing> {
     let set = cluster.endpoints.load();
     let active = set.active();
@@ -90,16 +91,27 @@ pub fn pick(cluster: &Cluster, tried: &[u64], view: &mut View<'_>) -> Result<Arc
         [only] if cluster.state.ejected.load(Ordering::Relaxed) == 0 => return Ok(only.clone()),
         _ => {}
     }
-    if tried.is_empty() && cluster.state.ejected.load(Ordering::Relaxed) == 0 {
+    let leaving = leaving::any(cluster, view.now_ms);
+    if tried.is_empty() && !leaving && cluster.state.ejected.load(Ordering::Relaxed) == 0 {
         return Ok(choose(cluster, active, view).clone());
     }
     let healthy = outlier::healthy(cluster, active, view.now_ms);
     if healthy.is_empty() {
         return Err(Nothing::AllEjected);
     }
-    let fresh: Vec<_> = healthy.iter().filter(|e| !tried.contains(&e.id())).cloned().collect();
-    let candidates = if fresh.is_empty() { &healthy } else { &fresh };
-    Ok(choose(cluster, candidates, view).clone())
+    let mut candidates = healthy;
+    prefer(&mut candidates, |endpoint| !tried.contains(&endpoint.id()));
+    if leaving {
+        prefer(&mut candidates, |endpoint| !leaving::is(endpoint, view.now_ms));
+    }
+    Ok(choose(cluster, &candidates, view).clone())
+}
+
+/// Leaves those for which `preferred` holds, if there are any.
+fn prefer(candidates: &mut Vec<Arc<Endpoint>>, preferred: impl Fn(&Endpoint) -> bool) {
+    if candidates.iter().any(|endpoint| preferred(endpoint)) {
+        candidates.retain(|endpoint| preferred(endpoint));
+    }
 }
 
 /// `among` is not empty: both callers have checked.
@@ -226,6 +238,28 @@ mod tests {
         };
         assert!((400..500).contains(&share_of_slower(11)), "{}", share_of_slower(11));
         assert!((150..250).contains(&share_of_slower(20)), "{}", share_of_slower(20));
+    }
+
+    #[test]
+    fn one_that_is_leaving_gets_what_no_other_can_take_until_it_is_forgotten() {
+        let cluster = cluster(LoadBalancing::RoundRobin, &[1, 1]);
+        let set = cluster.endpoints.load();
+        let (leaving, staying) = (&set.endpoints[0], &set.endpoints[1]);
+        let (mut rng, loads) = (fastrand::Rng::with_seed(1), Loads::default());
+        let mut pick_at = |now_ms: u64, tried: &[u64]| {
+            let mut view = View { loads: &loads, rng: &mut rng, now: Instant::now(), now_ms: Millis(now_ms) };
+            pick(&cluster, tried, &mut view).unwrap().id()
+        };
+        leaving::note(&cluster, leaving, Millis(1_000));
+        for _ in 0..4 {
+            assert_eq!(pick_at(1_000, &[]), staying.id());
+            assert_eq!(pick_at(1_000, &[staying.id()]), leaving.id());
+        }
+        let later: Vec<_> = (0..2).map(|_| pick_at(31_000, &[])).collect();
+        assert!(later.contains(&leaving.id()) && later.contains(&staying.id()));
+        leaving::note(&cluster, staying, Millis(31_000));
+        leaving::note(&cluster, leaving, Millis(31_000));
+        assert!([leaving.id(), staying.id()].contains(&pick_at(31_000, &[])), "all leave: any may be taken");
     }
 
     #[test]

@@ -14,9 +14,9 @@ use http::{Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 
 use super::body::{Broken, Counter, Replay, RequestBody};
-use super::error::{Cause, Error, Fault, X_HEDDLE_UNDELIVERED};
+use super::error::{Cause, Error, Fault, X_HEDDLE_DRAINING, X_HEDDLE_UNDELIVERED};
 use crate::balance::breaker::{self, Kind, Permit};
-use crate::balance::{self, Nothing, outlier};
+use crate::balance::{self, Nothing, leaving, outlier};
 use crate::metrics::Record;
 use crate::tables::cluster::{Cluster, Endpoint, EndpointTls};
 use crate::tables::route::{RetryPolicy, Rule};
@@ -245,7 +245,7 @@ async fn exchange(
             Err(_) => return Err(failed(Cause::PerTryTimeout.into(), false)),
         },
     };
-    let response = sent.map_err(|mut error| match error.take_message() {
+    let mut response = sent.map_err(|mut error| match error.take_message() {
         _ if let Some(cause) = source.broken.get() => failed(Error::new(cause, error.into_error()), false),
         Some(unsent) => {
             source.restore(unsent);
@@ -264,8 +264,13 @@ async fn exchange(
             failed(Error::new(cause, error), unprocessed)
         }
     })?;
-    if matches!(endpoint.tls, EndpointTls::Mtls(_)) && response.headers().contains_key(X_HEDDLE_UNDELIVERED) {
-        return Err(failed(Cause::Undelivered.into(), true));
+    if matches!(endpoint.tls, EndpointTls::Mtls(_)) {
+        if response.headers_mut().remove(X_HEDDLE_DRAINING).is_some() {
+            leaving::note(cluster, endpoint, worker.shared.now());
+        }
+        if response.headers().contains_key(X_HEDDLE_UNDELIVERED) {
+            return Err(failed(Cause::Undelivered.into(), true));
+        }
     }
     Ok((response, lease))
 }

@@ -12,6 +12,9 @@ use super::body::Body;
 pub const X_HEDDLE_ERROR: HeaderName = HeaderName::from_static("x-heddle-error");
 /// Said by an inbound sidecar to the outbound one: the application never saw this request.
 pub const X_HEDDLE_UNDELIVERED: HeaderName = HeaderName::from_static("x-heddle-undelivered");
+/// Said by an inbound sidecar to the outbound one: its workload is on its way out, others are to be preferred. The control
+/// plane says the same to everybody, if it is there and a moment later.
+pub const X_HEDDLE_DRAINING: HeaderName = HeaderName::from_static("x-heddle-draining");
 
 /// Why a request or connection failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

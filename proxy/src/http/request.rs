@@ -116,8 +116,13 @@ pub async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> R
         Err(error) => failure(&connection, &error, version, grpc, record)?,
     };
     *response.version_mut() = if version == Version::HTTP_2 { version } else { Version::HTTP_11 };
-    if version != Version::HTTP_2 && connection.worker.shared.drain.phase() >= Phase::Draining {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if connection.worker.shared.drain.phase() >= Phase::Draining {
+        if version != Version::HTTP_2 {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if connection.is_from_sidecar() {
+            response.headers_mut().insert(error::X_HEDDLE_DRAINING, HeaderValue::from_static("true"));
+        }
     }
     Ok(response)
 }
@@ -309,6 +314,7 @@ async fn forward(target: &Target<'_>, mut head: Parts, body: Incoming, record: &
         // Only a sidecar may speak for the mesh.
         head.headers.remove(error::X_HEDDLE_ERROR);
         head.headers.remove(error::X_HEDDLE_UNDELIVERED);
+        head.headers.remove(error::X_HEDDLE_DRAINING);
     }
     Ok(Reply::Upstream { head, body, lease, deadline: target.deadline })
 }

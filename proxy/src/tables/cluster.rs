@@ -95,6 +95,8 @@ pub struct ClusterState {
     pub breaker: breaker::Counts,
     /// Endpoints ejected now; written by `balance::outlier`.
     pub ejected: AtomicU32,
+    /// [`Millis`](super::Millis) up to which one of its endpoints is leaving; written by `balance::leaving`.
+    pub leaving_until: AtomicU64,
     /// Next position of round robin.
     pub round_robin: AtomicU64,
 }
@@ -171,12 +173,15 @@ pub struct EndpointState {
     id: u64,
     /// Written by `balance::outlier` as results come in.
     pub outlier: outlier::State,
+    /// [`Millis`](super::Millis) up to which it is leaving; 0: it never said so. Written by `balance::leaving`.
+    pub leaving_until: AtomicU64,
 }
 
 impl Default for EndpointState {
     fn default() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), outlier: outlier::State::default() }
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { id, outlier: outlier::State::default(), leaving_until: AtomicU64::new(0) }
     }
 }
 

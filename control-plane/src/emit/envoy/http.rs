@@ -215,6 +215,8 @@ pub(in crate::emit) const ROUTER: &str = "envoy.filters.http.router";
 
 /// By this header a sidecar says that a request never reached its application; believed between sidecars only.
 pub const UNDELIVERED: &str = "x-heddle-undelivered";
+/// By this header a sidecar says that its workload is on its way out.
+pub const DRAINING: &str = "x-heddle-draining";
 /// By this header a sidecar names the cause of its own answer.
 pub const ERROR: &str = "x-heddle-error";
 /// Envoy's flag of an answer it gave because it could not connect (Envoy, "Access logging", `%RESPONSE_FLAGS%`).

@@ -35,7 +35,7 @@ pub type Clusters<'m> = BTreeMap<&'m ResourceName, &'m Cluster>;
 pub fn table(table: &RouteTable, port: u16, clusters: &Clusters<'_>) -> Resource {
     let routes = table.routes.iter().map(|route| self::route(route, port, clusters)).collect();
     // What a sidecar says to a sidecar is not the client's to see.
-    let message = configuration(table.name.as_str(), routes, &[http::UNDELIVERED]);
+    let message = configuration(table.name.as_str(), routes, &[http::UNDELIVERED, http::DRAINING]);
     Resource::encode(table.name.shared(), &message, pb::sources(&table.sources))
 }
 
