@@ -3,7 +3,10 @@
 //! `scripts/test` has put the images into the nodes, and so does a developer by hand: `scripts/images`, then
 //! `tests/cluster/cluster load-images target/images/*.tar`. Nothing here builds.
 
+use std::path::Path;
 use std::process::{Command, Output};
+
+use serde_json::Value;
 
 use crate::chart;
 use crate::cluster::Cluster;
@@ -31,13 +34,26 @@ impl<'a> Heddle<'a> {
     /// The chart with more arguments for Helm, such as `--set`; ready.
     pub fn with_values(cluster: &'a Cluster, more: &[&str]) -> Self {
         let heddle = Self { cluster };
-        let chart = chart::directory();
+        heddle.upgrade(&chart::directory(), more);
+        heddle
+    }
+
+    /// The commit before this one, its chart and its images, ready; the release's revision.
+    pub fn previous(cluster: &'a Cluster) -> u64 {
+        let chart = chart::directory().join("../../target/previous/charts/heddle");
+        assert!(chart.is_dir(), "{} is not there: tests/cluster/previous makes it", chart.display());
+        let heddle = Self { cluster };
+        heddle.upgrade(&chart, &["--set=images.registry=heddle.dev/previous"]);
+        let history: Value = serde_json::from_str(&heddle.helm(&["history", RELEASE, "--output=json"])).unwrap();
+        history.as_array().and_then(|history| history.last()?["revision"].as_u64()).unwrap()
+    }
+
+    fn upgrade(&self, chart: &Path, more: &[&str]) {
         let mut arguments = vec!["upgrade", RELEASE, chart.to_str().unwrap(), "--install", "--create-namespace"];
         // Tests without the chart apply the same definitions themselves.
         arguments.extend(["--wait", PATIENCE, "--reset-values", "--force-conflicts", "--take-ownership"]);
         arguments.extend(more);
-        heddle.helm(&arguments);
-        heddle
+        self.helm(&arguments);
     }
 
     /// A cluster without the release and without anything it makes, but with its namespace.

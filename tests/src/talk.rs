@@ -3,13 +3,20 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
+use heddle::pods::Netns;
+
 use crate::PATIENCE;
 use crate::pods::MeshPod;
 
 /// Connects from inside `pod`.
 pub fn connect(pod: &MeshPod, to: SocketAddr) -> TcpStream {
-    let stream = pod.netns().run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
-    let stream = stream.unwrap_or_else(|error| panic!("{} connects to {to}: {error}", pod.pod.name));
+    connect_from(pod.netns(), to)
+}
+
+/// Connects from inside a network.
+pub fn connect_from(network: &Netns, to: SocketAddr) -> TcpStream {
+    let stream = network.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
+    let stream = stream.unwrap_or_else(|error| panic!("a connection to {to}: {error}"));
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
@@ -50,7 +57,14 @@ pub fn get(pod: &MeshPod, to: SocketAddr, path: &str) -> Response {
 
 /// The one answer to `request`, which asks for the connection to be closed.
 pub fn request(pod: &MeshPod, to: SocketAddr, request: &str) -> Response {
-    Response::parse(&exchange(pod, to, request))
+    request_from(pod.netns(), to, request)
+}
+
+/// [`request`] from inside a network.
+pub fn request_from(network: &Netns, to: SocketAddr, request: &str) -> Response {
+    let mut stream = connect_from(network, to);
+    stream.write_all(request.as_bytes()).unwrap();
+    Response::parse(&read_to_end(&mut stream))
 }
 
 /// An HTTP/1 response, as it came.

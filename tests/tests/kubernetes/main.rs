@@ -5,11 +5,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up fails the test")]
 
+mod addresses;
 mod chart;
 mod cluster;
 mod identity;
 mod injection;
 mod prometheus;
 mod rollouts;
+mod routes;
+mod seen;
 mod source;
 mod status;

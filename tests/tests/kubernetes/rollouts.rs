@@ -1,17 +1,19 @@
 //! Deployments are rolled, and Heddle itself, under load between two sidecars: no request fails.
 //!
 //! The application is podinfo, which knows nothing of meshes. The load is hey's, at a fixed rate: GET on connections that
-//! are kept, POST on a connection for each request. It runs in the network of a pod with a sidecar, whose capture takes it
-//! for the pod's own traffic.
+//! are kept, POST on a connection for each request; and gRPC's: calls on one channel, and a stream that is to last. It runs in
+//! the network of a pod with a sidecar, whose capture takes it for the pod's own traffic.
 
 use std::io::Read;
-use std::process::Stdio;
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
 
 use heddle::pods::{Child, Netns};
 use heddle_tests::cluster::{Cluster, Namespace};
 use heddle_tests::eventually;
-use heddle_tests::installed::{Heddle, NAMESPACE};
+use heddle_tests::installed::{Heddle, NAMESPACE, RELEASE};
 use heddle_tests::programs::Program;
+use heddle_tests::talk;
 use nix::sys::signal::Signal;
 
 #[test]
@@ -56,6 +58,30 @@ fn no_request_fails_while_the_control_plane_is_rolled_or_away_and_what_it_missed
     load.end();
 }
 
+#[test]
+fn no_request_fails_while_heddle_is_upgraded_and_rolled_back() {
+    let cluster = Cluster::running();
+    let previous = Heddle::previous(&cluster);
+    let shop = shop(&cluster, "upgrade");
+    let sidecars = || {
+        let images = "--output=jsonpath={.items[*].spec.initContainers[?(@.name==\"heddle-proxy\")].image}";
+        shop.kubectl(["get", "pods", "--selector=app=podinfo", images])
+    };
+    let (before, load) = (sidecars(), Load::begin(&shop));
+
+    let heddle = Heddle::installed(&cluster);
+    // Sidecars of before have the new control plane: they learn where the pods went.
+    roll(&shop, "deployment/podinfo");
+    assert_ne!(sidecars(), before);
+
+    heddle.helm(&["rollback", RELEASE, &previous.to_string(), "--wait", "--timeout=90s", "--force-conflicts"]);
+    // Now new ones have the control plane of before.
+    roll(&shop, "deployment/podinfo");
+    assert_eq!(sidecars(), before);
+    load.end();
+    Heddle::installed(&cluster);
+}
+
 /// Two pods of podinfo behind a Service, and a pod to ask from, all with sidecars.
 fn shop<'c>(cluster: &'c Cluster, purpose: &str) -> Namespace<'c> {
     let shop = cluster.namespace_labelled(purpose, &[("heddle.dev/inject", "enabled")]);
@@ -72,39 +98,67 @@ fn roll(namespace: &Namespace<'_>, deployment: &str) {
 
 /// Load from a pod, until it is ended.
 struct Load {
-    clients: Vec<Child>,
+    requests: [Child; 2],
+    calls: Child,
     // After the clients, who are in it.
-    _network: Netns,
+    network: Netns,
 }
 
 impl Load {
-    /// 300 requests a second, half of them on fresh connections; there when the first were answered.
+    /// 300 requests a second, half of them on fresh connections, 20 calls a second, and a stream.
     fn begin(shop: &Namespace<'_>) -> Self {
         let network = shop.network("client");
         let service = shop.get("service/podinfo")["spec"]["clusterIP"].as_str().unwrap().to_owned();
+        let start = |mut command: Command| {
+            command.stdin(Stdio::null()).stdout(Stdio::piped());
+            network.spawn(command).unwrap()
+        };
         // 10 clients of 15 requests a second each.
         let hey = |more: &[&str], path: &str| {
             let mut command = Program { name: "hey", package: "hey" }.command();
             command.args(["-z", "10m", "-c", "10", "-q", "15", "-t", "20"]).args(more);
-            command.arg(format!("http://{service}{path}")).stdin(Stdio::null()).stdout(Stdio::piped());
-            network.spawn(command).unwrap()
+            command.arg(format!("http://{service}{path}"));
+            start(command)
         };
-        let clients = vec![hey(&[], "/"), hey(&["-disable-keepalive", "-m", "POST", "-d", "hello"], "/echo")];
-        Self { clients, _network: network }
+        let mut python = Command::new("/usr/bin/python3");
+        python.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kubernetes/calls.py")).arg(format!("{service}:9999"));
+        let requests = [hey(&[], "/"), hey(&["-disable-keepalive", "-m", "POST", "-d", "hello"], "/echo")];
+        Self { requests, calls: start(python), network }
     }
 
-    /// Ends it; every request that was sent must have been answered well.
+    /// Ends it; every request and every call must have been answered well. A stream may end where the server at its other
+    /// end did, and must have been opened again at once.
     fn end(self) {
-        for mut client in self.clients {
-            client.signal(Signal::SIGINT).unwrap();
-            let mut report = String::new();
-            client.stdout().unwrap().read_to_string(&mut report).unwrap();
+        for client in self.requests {
+            let report = report(client);
             let (_, statuses) = report.split_once("Status code distribution:").expect(&report);
             let answered = statuses.lines().filter(|line| line.contains("responses")).collect::<Vec<_>>();
             let well = answered.iter().all(|line| line.contains("[200]") || line.contains("[202]"));
-            assert!(well && !answered.is_empty() && !report.contains("Error distribution"), "{report}");
+            let well = well && !answered.is_empty() && !report.contains("Error distribution");
+            assert!(well, "{report}\n{}", causes(&self.network));
         }
+        let report = report(self.calls);
+        let good = ["ready", "call OK=", "opened=", "stream UNAVAILABLE "];
+        let well = report.lines().all(|line| good.iter().any(|good| line.starts_with(good)));
+        assert!(well, "{report}\n{}", causes(&self.network));
+        assert!(good.iter().take(3).all(|good| report.contains(good)), "{report}");
     }
+}
+
+/// What a client of the load prints when it is told to end.
+fn report(mut client: Child) -> String {
+    client.signal(Signal::SIGINT).unwrap();
+    let mut report = String::new();
+    client.stdout().unwrap().read_to_string(&mut report).unwrap();
+    report
+}
+
+/// What the client's sidecar counts.
+fn causes(network: &Netns) -> String {
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let page = talk::request_from(network, (Ipv4Addr::LOCALHOST, 15020).into(), request).body;
+    let telling = ["heddle_requests_total", "heddle_retries_total", "heddle_outlier", "heddle_upstream"];
+    page.lines().filter(|line| telling.iter().any(|name| line.starts_with(name))).collect::<Vec<_>>().join("\n")
 }
 
 const SHOP: &str = r#"
@@ -118,18 +172,22 @@ spec:
   template:
     metadata: { labels: { app: podinfo } }
     spec:
+      # It waits for streams to end as long as it may.
+      terminationGracePeriodSeconds: 10
       containers:
         - name: podinfo
           image: local.test/podinfo:1
           imagePullPolicy: Never
-          args: [--port=9898, --level=warn]
-          ports: [{ containerPort: 9898, name: http }]
+          args: [--port=9898, --grpc-port=9999, --level=warn]
+          ports: [{ containerPort: 9898, name: http }, { containerPort: 9999, name: grpc }]
           readinessProbe: { httpGet: { path: /readyz, port: http }, periodSeconds: 1 }
 ---
 apiVersion: v1
 kind: Service
 metadata: { name: podinfo }
-spec: { selector: { app: podinfo }, ports: [{ name: http, port: 80, targetPort: http }] }
+spec:
+  selector: { app: podinfo }
+  ports: [{ name: http, port: 80, targetPort: http }, { name: grpc, port: 9999, targetPort: grpc }]
 ---
 apiVersion: v1
 kind: Pod
