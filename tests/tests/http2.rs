@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -17,7 +18,7 @@ use heddle_proxy::tables::{Port, TlsMode};
 use heddle_tests::h2c::{self, Answer, grpc_message};
 use heddle_tests::pods::{Mesh, MeshPod};
 use heddle_tests::service::{Service, vip};
-use heddle_tests::{eventually, metrics, tables, talk, wire};
+use heddle_tests::{eventually, metrics, origin, tables, talk, wire};
 use http::{HeaderMap, Method, Request, Response};
 use tokio::sync::{Barrier, Notify, mpsc};
 
@@ -265,6 +266,54 @@ fn a_stream_the_application_resets_is_reset_with_its_reason_or_answered_with_a_c
         assert!(after.is_reset() && after.is_remote(), "{after:?}");
         assert_eq!(after.reason(), Some(Reason::ENHANCE_YOUR_CALM));
     });
+}
+
+#[test]
+fn a_grpc_stream_whose_server_is_lost_or_whose_time_is_over_ends_with_a_status() {
+    let mesh = Mesh::new();
+    let service = Service::with(
+        &mesh,
+        Protocol::Http,
+        tables::port(Protocol::Http, TlsMode::Strict),
+        Settings::default(),
+        |rule| rule.request_timeout = Some(Duration::from_millis(500)),
+    );
+    let heard = Arc::new(Notify::new());
+    let (lost, kept) = (heard.clone(), Notify::new());
+    origin::tcp(&service.server, 8080, move |stream| {
+        stream.set_nonblocking(true).unwrap();
+        h2c::run(async {
+            let mut connection = h2::server::handshake(tokio::net::TcpStream::from_std(stream).unwrap()).await.unwrap();
+            let (request, mut response) = connection.accept().await.unwrap().unwrap();
+            let ends = if request.uri().path().ends_with("/Lost") { &*lost } else { &kept };
+            let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let mut sender = response.send_response(head, false).unwrap();
+            sender.send_data(grpc_message(b"begun"), false).unwrap();
+            tokio::select! {
+                _ = connection.accept() => {}
+                () = ends.notified() => {}
+            }
+        });
+    });
+    for (method, code) in [("Lost", "14"), ("Late", "4")] {
+        let answer = h2c::run(async {
+            let client = h2c::connect(&service.client, vip()).await;
+            let mut streams = client.streams.clone().ready().await.unwrap();
+            let (response, _sender) = streams.send_request(grpc(&format!("/shop.Greeter/{method}")), false).unwrap();
+            let mut body = response.await.unwrap().into_body();
+            let begun = body.data().await.unwrap().unwrap();
+            assert_eq!(begun, grpc_message(b"begun"));
+            heard.notify_one();
+            h2c::read(&mut body).await.unwrap()
+        });
+        let (rest, trailers) = answer;
+        assert!(rest.is_empty());
+        assert_eq!(trailers.unwrap()["grpc-status"], code, "{method}");
+        eventually("it is counted", || {
+            let label = format!("grpc_status=\"{code}\"");
+            (metrics::sum(&metrics::page(&service.client), "heddle_requests_total", &[&label]) == 1.0).then_some(())
+        });
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use super::error::{BoxError, Cause, Error};
+use super::error::{self, BoxError, Cause, Error};
 use crate::metrics::Record;
 use crate::upstream::Lease;
 
@@ -38,6 +38,19 @@ struct Upstream {
     lease: Option<Lease>,
     record: Record,
     deadline: Option<Pin<Box<Sleep>>>,
+    failure: Failure,
+}
+
+/// How a client learns that a response ends before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Its stream is reset, or its connection closed.
+    Reset,
+    /// gRPC: by a status in trailers, as it would learn of a lost connection of its own. A reset by the application itself
+    /// stays one.
+    GrpcStatus,
+    /// By a status, which was sent.
+    Told,
 }
 
 impl Body {
@@ -52,9 +65,15 @@ impl Body {
     }
 
     /// The body of an upstream's response. `deadline` ends it with [`Cause::RequestTimeout`].
-    pub fn upstream(incoming: Incoming, lease: Lease, record: Record, deadline: Option<Sleep>) -> Self {
+    pub fn upstream(
+        incoming: Incoming,
+        lease: Lease,
+        record: Record,
+        deadline: Option<Sleep>,
+        failure: Failure,
+    ) -> Self {
         let deadline = deadline.map(Box::pin);
-        Self(Inner::Upstream(Box::new(Upstream { incoming, lease: Some(lease), record, deadline })))
+        Self(Inner::Upstream(Box::new(Upstream { incoming, lease: Some(lease), record, deadline, failure })))
     }
 }
 
@@ -74,7 +93,7 @@ impl http_body::Body for Body {
         match &self.0 {
             Inner::Empty => true,
             Inner::Full(bytes) => bytes.is_none(),
-            Inner::Upstream(upstream) => upstream.incoming.is_end_stream(),
+            Inner::Upstream(upstream) => upstream.failure == Failure::Told || upstream.incoming.is_end_stream(),
         }
     }
 
@@ -89,13 +108,16 @@ impl http_body::Body for Body {
 
 impl Upstream {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.failure == Failure::Told {
+            return Poll::Ready(None);
+        }
         if let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) {
             return Poll::Ready(match frame {
                 Some(Ok(frame)) => {
                     self.note(&frame);
                     Some(Ok(frame))
                 }
-                Some(Err(error)) => Some(Err(self.fail(Error::new(Cause::ResetAfterResponse, error)))),
+                Some(Err(error)) => Some(self.fail(Error::new(Cause::ResetAfterResponse, error))),
                 None => {
                     self.complete();
                     None
@@ -104,7 +126,7 @@ impl Upstream {
         }
         if let Some(deadline) = &mut self.deadline {
             ready!(deadline.as_mut().poll(cx));
-            return Poll::Ready(Some(Err(self.fail(Cause::RequestTimeout.into()))));
+            return Poll::Ready(Some(self.fail(Cause::RequestTimeout.into())));
         }
         Poll::Pending
     }
@@ -127,13 +149,25 @@ impl Upstream {
         self.record.complete = true;
     }
 
-    fn fail(&mut self, error: Error) -> BoxError {
+    fn fail(&mut self, error: Error) -> Result<Frame<Bytes>, BoxError> {
         self.record.cause = Some(error.cause);
         self.record.complete = true;
         // Dropped, not completed: a connection with half a response on it is never used again.
         self.lease = None;
-        error.into()
+        if self.failure == Failure::Reset || is_reset_by_the_application(&error) {
+            return Err(error.into());
+        }
+        self.failure = Failure::Told;
+        let trailers = error::grpc_trailers(error.cause);
+        self.record.note_grpc_status(&trailers);
+        Ok(Frame::trailers(trailers))
     }
+}
+
+fn is_reset_by_the_application(error: &Error) -> bool {
+    let seen = error.source.as_deref().and_then(|seen| seen.downcast_ref::<hyper::Error>());
+    let h2 = seen.and_then(std::error::Error::source).and_then(|source| source.downcast_ref::<h2::Error>());
+    h2.is_some_and(|error| error.is_reset() && error.is_remote())
 }
 
 impl Drop for Upstream {

@@ -4,7 +4,7 @@
 //! The short name of a cause is the same in the `x-heddle-error` header, the `cause` label of metrics, the access
 //! log and the documentation.
 
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::body::Body;
 
@@ -226,10 +226,8 @@ impl From<Cause> for Error {
 pub fn response(cause: Cause, grpc: bool) -> Response<Body> {
     let mut response = if grpc {
         let mut response = Response::new(Body::empty());
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from(cause.grpc_status()));
-        headers.insert("grpc-message", HeaderValue::from_static(cause.advice()));
+        *response.headers_mut() = grpc_trailers(cause);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         response
     } else {
         let text = format!("heddle: {cause}\n");
@@ -240,6 +238,14 @@ pub fn response(cause: Cause, grpc: bool) -> Response<Body> {
     };
     response.headers_mut().insert(X_HEDDLE_ERROR, HeaderValue::from_static(cause.name()));
     response
+}
+
+/// What ends a gRPC response that cannot be completed (gRPC `PROTOCOL-HTTP2.md`, Trailers).
+pub fn grpc_trailers(cause: Cause) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(2);
+    trailers.insert("grpc-status", HeaderValue::from(cause.grpc_status()));
+    trailers.insert("grpc-message", HeaderValue::from_static(cause.advice()));
+    trailers
 }
 
 // gRPC status codes (gRPC doc/statuscodes.md).

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
 use super::attempt::{self, Target};
-use super::body::Body;
+use super::body::{Body, Failure};
 use super::error::{self, Cause, Error};
 use super::filter::{self, Verdict};
 use super::{guard, headers, identity, route, trace, translate, upgrade};
@@ -102,7 +102,8 @@ pub async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> R
             record.status = head.status;
             record.note_grpc_status(&head.headers);
             let deadline = deadline.map(|deadline| tokio::time::sleep_until(deadline.into()));
-            Response::from_parts(head, Body::upstream(body, lease, record, deadline))
+            let failure = if grpc && version == Version::HTTP_2 { Failure::GrpcStatus } else { Failure::Reset };
+            Response::from_parts(head, Body::upstream(body, lease, record, deadline, failure))
         }
         Ok(Reply::Switched { head, streams }) => {
             record.status = head.status;
