@@ -54,6 +54,11 @@ impl<'a> Heddle<'a> {
         arguments.extend(["--wait", PATIENCE, "--reset-values", "--force-conflicts", "--take-ownership"]);
         arguments.extend(more);
         self.helm(&arguments);
+        // One that ends may still answer the API server, with the settings it knew.
+        eventually("control planes of before are gone", || {
+            let ending = "--output=jsonpath={.items[*].metadata.deletionTimestamp}";
+            self.cluster.kubectl(["get", "pods", "--namespace", NAMESPACE, ending]).is_empty().then_some(())
+        });
     }
 
     /// A cluster without the release and without anything it makes, but with its namespace.

@@ -23,7 +23,7 @@ fn a_caller_has_its_identity_at_every_address_of_a_pod() {
     shop.wait("pod/client", "condition=Ready");
     let seen = |authority: &str| {
         let url = format!("http://{authority}/cgi-bin/seen");
-        shop.exec("client", &["--container=client", "wget", "-q", "-O", "-", "-T", "10", &url])
+        shop.exec("client", &["--container=client", "wget", "-q", "-O", "-", &url])
     };
 
     let caller = format!("URI=spiffe://cluster.local/ns/{}/sa/default", shop.name);

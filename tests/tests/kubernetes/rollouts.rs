@@ -4,6 +4,7 @@
 //! are kept, POST on a connection for each request; and gRPC's: calls on one channel, and a stream that is to last. It runs in
 //! the network of a pod with a sidecar, whose capture takes it for the pod's own traffic.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
@@ -15,6 +16,7 @@ use heddle_tests::installed::{Heddle, NAMESPACE, RELEASE};
 use heddle_tests::programs::Program;
 use heddle_tests::talk;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 #[test]
 fn no_request_fails_while_its_deployment_is_rolled() {
@@ -63,21 +65,17 @@ fn no_request_fails_while_heddle_is_upgraded_and_rolled_back() {
     let cluster = Cluster::running();
     let previous = Heddle::previous(&cluster);
     let shop = shop(&cluster, "upgrade");
-    let sidecars = || {
-        let images = "--output=jsonpath={.items[*].spec.initContainers[?(@.name==\"heddle-proxy\")].image}";
-        shop.kubectl(["get", "pods", "--selector=app=podinfo", images])
-    };
-    let (before, load) = (sidecars(), Load::begin(&shop));
+    let (before, load) = (sidecars(&shop), Load::begin(&shop));
 
     let heddle = Heddle::installed(&cluster);
     // Sidecars of before have the new control plane: they learn where the pods went.
     roll(&shop, "deployment/podinfo");
-    assert_ne!(sidecars(), before);
+    assert_ne!(sidecars(&shop), before);
 
     heddle.helm(&["rollback", RELEASE, &previous.to_string(), "--wait", "--timeout=90s", "--force-conflicts"]);
     // Now new ones have the control plane of before.
     roll(&shop, "deployment/podinfo");
-    assert_eq!(sidecars(), before);
+    assert_eq!(sidecars(&shop), before);
     load.end();
     Heddle::installed(&cluster);
 }
@@ -89,6 +87,17 @@ fn shop<'c>(cluster: &'c Cluster, purpose: &str) -> Namespace<'c> {
     shop.rolled_out("deployment/podinfo");
     shop.wait("pod/client", "condition=Ready");
     shop
+}
+
+/// The images of podinfo's sidecars, but for pods on their way out.
+fn sidecars(shop: &Namespace<'_>) -> BTreeSet<String> {
+    let listed = shop.kubectl(["get", "pods", "--selector=app=podinfo", "--output=json"]);
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let staying =
+        listed["items"].as_array().unwrap().iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let containers = staying.flat_map(|pod| pod["spec"]["initContainers"].as_array().unwrap());
+    let sidecars = containers.filter(|container| container["name"] == "heddle-proxy");
+    sidecars.map(|sidecar| sidecar["image"].as_str().unwrap().to_owned()).collect()
 }
 
 fn roll(namespace: &Namespace<'_>, deployment: &str) {

@@ -96,7 +96,7 @@ fn every_condition_of_a_route_says_what_is_wrong_and_goes_when_it_is_right() {
         (
             "protocol",
             80,
-            vec![rule(json!({ "name": "api", "port": 53 }))],
+            vec![rule(json!({ "name": "api", "port": 5432 }))],
             ("ResolvedRefs", "False", "UnsupportedProtocol"),
         ),
         ("grant", 80, vec![rule(far)], ("ResolvedRefs", "False", "RefNotPermitted")),

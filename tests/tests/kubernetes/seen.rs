@@ -43,7 +43,7 @@ spec:
   selector: { app: api }
   ports:
     - { name: http, port: 80, targetPort: 8080 }
-    - { name: dns, port: 53, targetPort: 8080, protocol: UDP }
+    - { name: sql, port: 5432, targetPort: 8080, appProtocol: postgresql }
 ---
 apiVersion: v1
 kind: Pod
