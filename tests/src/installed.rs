@@ -43,7 +43,7 @@ impl<'a> Heddle<'a> {
         let chart = chart::directory().join("../../target/previous/charts/heddle");
         assert!(chart.is_dir(), "{} is not there: tests/cluster/previous makes it", chart.display());
         let heddle = Self { cluster };
-        heddle.upgrade(&chart, &["--set=images.registry=heddle.dev/previous"]);
+        heddle.upgrade(&chart, &[]);
         let history: Value = serde_json::from_str(&heddle.helm(&["history", RELEASE, "--output=json"])).unwrap();
         history.as_array().and_then(|history| history.last()?["revision"].as_u64()).unwrap()
     }
@@ -54,7 +54,17 @@ impl<'a> Heddle<'a> {
         arguments.extend(["--wait", PATIENCE, "--reset-values", "--force-conflicts", "--take-ownership"]);
         arguments.extend(more);
         self.helm(&arguments);
-        // One that ends may still answer the API server, with the settings it knew.
+        self.settled();
+    }
+
+    /// Goes back to an earlier revision of the release; ready.
+    pub fn roll_back(&self, revision: u64) {
+        self.helm(&["rollback", RELEASE, &revision.to_string(), "--wait", PATIENCE, "--force-conflicts"]);
+        self.settled();
+    }
+
+    /// A control plane that ends may still answer the API server, with the settings it knew.
+    fn settled(&self) {
         eventually("control planes of before are gone", || {
             let ending = "--output=jsonpath={.items[*].metadata.deletionTimestamp}";
             self.cluster.kubectl(["get", "pods", "--namespace", NAMESPACE, ending]).is_empty().then_some(())

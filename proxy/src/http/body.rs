@@ -150,6 +150,7 @@ impl Upstream {
     }
 
     fn fail(&mut self, error: Error) -> Result<Frame<Bytes>, BoxError> {
+        tracing::debug!(cause = error.cause.name(), source = ?error.source, "response breaks off");
         self.record.cause = Some(error.cause);
         self.record.complete = true;
         // Dropped, not completed: a connection with half a response on it is never used again.

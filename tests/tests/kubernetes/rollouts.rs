@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use heddle::pods::{Child, Netns};
 use heddle_tests::cluster::{Cluster, Namespace};
 use heddle_tests::eventually;
-use heddle_tests::installed::{Heddle, NAMESPACE, RELEASE};
+use heddle_tests::installed::{Heddle, NAMESPACE};
 use heddle_tests::programs::Program;
 use heddle_tests::talk;
 use nix::sys::signal::Signal;
@@ -72,7 +72,7 @@ fn no_request_fails_while_heddle_is_upgraded_and_rolled_back() {
     roll(&shop, "deployment/podinfo");
     assert_ne!(sidecars(&shop), before);
 
-    heddle.helm(&["rollback", RELEASE, &previous.to_string(), "--wait", "--timeout=90s", "--force-conflicts"]);
+    heddle.roll_back(previous);
     // Now new ones have the control plane of before.
     roll(&shop, "deployment/podinfo");
     assert_eq!(sidecars(&shop), before);
