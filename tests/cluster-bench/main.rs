@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tests/cluster/cluster up, scripts/images, load-images, helm install     (README, "A Kubernetes of one's own")
-//! cargo run --release -p heddle-tests --bin cluster-bench
+//! cargo run -p heddle-tests --bin cluster-bench
 //! ```
 //!
 //! It measures the Heddle that is installed, over the API server as any client has it (`kubectl proxy` on loopback), and
@@ -12,8 +12,8 @@
 //!   server's write, its watch, the control plane, xDS and the sidecar are in it. What the write alone took is shown beside it.
 //! - Admission is the difference between pods that are created (`dryRun`) in a namespace with the label and in one without, in
 //!   turn.
-//! - Memory is that of the control plane's process with 1,000 Services of 5 pods each, which no kubelet runs: as it stands when
-//!   they were added one by one, and after a restart, which lists them all.
+//! - Memory is that of the control plane's process, now and at most, with 1,000 Services of 5 pods each, which no kubelet runs:
+//!   when they have come one after another, and after a restart, which lists them all.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a table is its purpose; what is missing ends it")]
 

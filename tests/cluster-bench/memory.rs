@@ -1,12 +1,11 @@
 //! The control plane's memory with a large mesh in the API server.
 
-use std::collections::BTreeMap;
 use std::fs;
 
 use heddle_tests::cluster::{Cluster, Namespace};
 use heddle_tests::eventually;
 use heddle_tests::installed::NAMESPACE;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::api::Api;
 
@@ -17,26 +16,22 @@ const WRITERS: usize = 8;
 
 /// Makes the mesh, and prints.
 pub fn measure(cluster: &Cluster, api: &Api) {
-    println!("control plane, nothing but the cluster's own   {}", Memory::of_the_control_plane());
+    restart(cluster);
+    println!("control plane, the cluster's own objects     {}", Memory::of_the_control_plane());
     let namespace = cluster.namespace("bench-large");
     fill(api, &namespace);
-    // The cluster's own controller makes their slices.
-    eventually("every Service has its slice", || {
-        let slices = api.page(&format!("/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices", namespace.name));
-        let slices: Value = serde_json::from_str(&slices).unwrap();
-        let ready = slices["items"].as_array()?.iter().flat_map(|slice| slice["endpoints"].as_array()).flatten();
-        (ready.count() == SERVICES * PODS_OF_A_SERVICE).then_some(())
-    });
-    println!(
-        "  {SERVICES} Services and {} pods came one by one  {}",
-        SERVICES * PODS_OF_A_SERVICE,
-        Memory::of_the_control_plane()
-    );
-    cluster.kubectl(["rollout", "restart", "deployment/heddle-control-plane", "--namespace", NAMESPACE]);
-    let patience = "--timeout=60s";
-    cluster.kubectl(["rollout", "status", "deployment/heddle-control-plane", "--namespace", NAMESPACE, patience]);
+    let pods = SERVICES * PODS_OF_A_SERVICE;
+    println!("  {SERVICES} Services, {pods} Pods, one after another {}", Memory::of_the_control_plane());
+    restart(cluster);
+    println!("  – as it found them when it started         {}", Memory::of_the_control_plane());
+}
+
+/// Another process, ready, and none besides.
+fn restart(cluster: &Cluster) {
+    let deployment = "deployment/heddle-control-plane";
+    cluster.kubectl(["rollout", "restart", deployment, "--namespace", NAMESPACE]);
+    cluster.kubectl(["rollout", "status", deployment, "--namespace", NAMESPACE, "--timeout=60s"]);
     eventually("the one before has ended", || (processes().len() == 1).then_some(()));
-    println!("  – were there when it started                 {}", Memory::of_the_control_plane());
 }
 
 fn fill(api: &Api, namespace: &Namespace<'_>) {
@@ -52,35 +47,48 @@ fn fill(api: &Api, namespace: &Namespace<'_>) {
     });
 }
 
+/// A Service, its Pods, and the slice that a cluster's own controller makes where kubelets run pods.
 fn fill_service(api: &Api, namespace: &str, number: usize) {
-    let (services, pods) =
-        (format!("/api/v1/namespaces/{namespace}/services"), format!("/api/v1/namespaces/{namespace}/pods"));
+    let core = format!("/api/v1/namespaces/{namespace}");
     let app = format!("app-{number:04}");
     let ports = json!([{ "name": "http", "port": 80, "targetPort": 8080 }]);
-    api.send(
-        "POST",
-        &services,
-        &json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": app },
-            "spec": { "selector": { "app": app }, "ports": ports } }),
-    );
+    let service =
+        json!({ "apiVersion": "v1", "kind": "Service", "metadata": { "name": app }, "spec": { "ports": ports } });
+    api.send("POST", &format!("{core}/services"), &service);
+    let mut endpoints = Vec::new();
     for pod in 0..PODS_OF_A_SERVICE {
         let name = format!("{app}-{pod}");
-        // Nobody schedules it: it is what it is said to be.
-        let spec = json!({ "schedulerName": "nobody", "automountServiceAccountToken": false, "containers": [
-            { "name": "web", "image": "local.test/busybox:1", "ports": [{ "containerPort": 8080 }] }] });
-        let labels = BTreeMap::from([("app", app.as_str()), ("app.kubernetes.io/part-of", "bench")]);
-        api.send(
-            "POST",
-            &pods,
-            &json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": labels }, "spec": spec }),
-        );
         let index = number * PODS_OF_A_SERVICE + pod;
         let address = format!("10.{}.{}.{}", 128 + index / 62_500, index / 250 % 250, 1 + index % 250);
-        let ready = json!([{ "type": "Ready", "status": "True" }]);
-        let status =
-            json!({ "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }], "conditions": ready });
-        api.send("PATCH", &format!("{pods}/{name}/status"), &json!({ "status": status }));
+        make_pod(api, &core, &app, &name, &address);
+        let target = json!({ "kind": "Pod", "namespace": namespace, "name": name });
+        endpoints.push(json!({ "addresses": [address], "conditions": { "ready": true }, "targetRef": target }));
     }
+    let labels = json!({ "kubernetes.io/service-name": app });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": { "name": format!("{app}-1"), "labels": labels },
+        "addressType": "IPv4",
+        "ports": [{ "name": "http", "port": 8080 }],
+        "endpoints": endpoints,
+    });
+    api.send("POST", &format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"), &slice);
+}
+
+/// Nobody schedules it: it is what it is said to be.
+fn make_pod(api: &Api, core: &str, app: &str, name: &str, address: &str) {
+    let container = json!({ "name": "web", "image": "local.test/busybox:1", "ports": [{ "containerPort": 8080 }] });
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": name, "labels": { "app": app, "app.kubernetes.io/part-of": "bench" } },
+        "spec": { "schedulerName": "nobody", "automountServiceAccountToken": false, "containers": [container] },
+    });
+    api.send("POST", &format!("{core}/pods"), &pod);
+    let ready = json!([{ "type": "Ready", "status": "True" }]);
+    let status = json!({ "phase": "Running", "podIP": address, "podIPs": [{ "ip": address }], "conditions": ready });
+    api.send("PATCH", &format!("{core}/pods/{name}/status"), &json!({ "status": status }));
 }
 
 /// Of a process, in KiB.
