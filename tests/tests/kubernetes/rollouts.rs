@@ -48,6 +48,10 @@ fn no_request_fails_while_the_control_plane_is_rolled_or_away_and_what_it_missed
     shop.kubectl(["delete", "pod", &gone]);
     control_plane(&["scale", "deployment/heddle-control-plane", "--replicas=1"]);
     wait(&["rollout", "status", "deployment/heddle-control-plane"]);
+    eventually("the API server reaches the webhook again", || {
+        let ask = ["run", "asked", "--image=local.test/busybox:1", "--dry-run=server"];
+        shop.try_kubectl(ask).status.success().then_some(())
+    });
     // What could not be made meanwhile is tried again with pauses that grow to minutes, or when the number changes.
     shop.kubectl(["scale", "deployment/podinfo", "--replicas=3"]);
     shop.rolled_out("deployment/podinfo");
