@@ -267,6 +267,7 @@ mod tests {
         let name = WorkloadName::new("shop", name);
         let workload = Workload {
             name: name.clone(),
+            controller: None,
             uid: None,
             node: None,
             service_account: "web".into(),

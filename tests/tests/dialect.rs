@@ -729,6 +729,7 @@ fn workload() -> model::Workload {
     };
     model::Workload {
         name: model::WorkloadName::new("shop", "cart-0"),
+        controller: None,
         uid: Some("4f2d".into()),
         node: Some("node1".into()),
         service_account: "cart".into(),

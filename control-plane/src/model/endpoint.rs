@@ -32,7 +32,7 @@ pub struct Endpoint {
     pub weight: u32,
     /// On its way out: keeps its connections, gets no new requests.
     pub draining: bool,
-    /// The Pod or Workload behind it, if known.
+    /// What is behind it, as metrics name it ([`super::Workload::known_as`]), if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workload: Option<WorkloadName>,
     /// Where it runs, if known.

@@ -21,6 +21,9 @@ use super::route::{Backend, RetryPolicy, Route, RouteMatch, RouteTable, Rule};
 pub struct Workload {
     /// Which one.
     pub name: WorkloadName,
+    /// The Deployment, StatefulSet, DaemonSet, CronJob or Job that keeps it running; `None`: it stands alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub controller: Option<WorkloadName>,
     /// Tells it from another one of the same name before or after it; none where nobody gives out such.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<Arc<str>>,
@@ -148,6 +151,12 @@ impl Workload {
         pairs.filter_map(|pair| self.destination(pair.into()))
     }
 
+    /// By what metrics name it: what keeps it running, or itself. A name for each pod would give every edge as many series
+    /// as it ever had pods.
+    pub fn known_as(&self) -> &WorkloadName {
+        self.controller.as_ref().unwrap_or(&self.name)
+    }
+
     fn endpoint(&self, address: SocketAddr, port: &DirectPort) -> Endpoint {
         Endpoint {
             address,
@@ -155,7 +164,7 @@ impl Workload {
             weight: 1,
             // Whoever dials an address means it, even while the workload is on its way out.
             draining: false,
-            workload: Some(self.name.clone()),
+            workload: Some(self.known_as().clone()),
             locality: self.direct.locality.clone(),
             hints: Hints::default(),
         }

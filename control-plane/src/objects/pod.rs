@@ -21,6 +21,9 @@ pub struct Pod {
     pub metadata: ObjectMeta,
     /// The ServiceAccount it runs under, in its own namespace.
     pub service_account: Arc<str>,
+    /// What keeps it running, as people know it: a Deployment and not its ReplicaSet, a CronJob and not its Job; none if it
+    /// was made alone.
+    pub controller: Option<Arc<str>>,
     /// Whether it shares the network, and with it the address, of its node.
     pub host_network: bool,
     /// The node it runs on; none before it was scheduled.
@@ -88,6 +91,15 @@ struct Metadata {
     annotations: Option<BTreeMap<String, String>>,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
+    owner_references: Option<Vec<Owner>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Owner {
+    kind: String,
+    name: String,
+    controller: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -156,6 +168,7 @@ impl From<Written> for Pod {
         addresses.dedup();
         let ready = status.conditions.iter().flatten().find(|condition| condition.r#type == "Ready");
         Self {
+            controller: metadata.controller().map(Arc::from),
             service_account: spec.service_account_name.clone().unwrap_or_else(|| DEFAULT_ACCOUNT.into()),
             host_network: spec.host_network.unwrap_or_default(),
             node: spec.node_name.clone(),
@@ -166,6 +179,25 @@ impl From<Written> for Pod {
             metadata: metadata.into(),
         }
     }
+}
+
+impl Metadata {
+    fn controller(&self) -> Option<&str> {
+        let owner = self.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+        let end = match owner.kind.as_str() {
+            // `<Deployment>-<hash of the template>`, where a Deployment made it.
+            "ReplicaSet" => self.labels.as_ref().and_then(|labels| labels.get(TEMPLATE_HASH)).map(String::as_str),
+            // `<CronJob>-<minutes since 1970>`, where a CronJob made it.
+            "Job" => owner.name.rsplit_once('-').map(|(_, end)| end).filter(|end| is_minutes(end)),
+            _ => None,
+        };
+        let name = end.and_then(|end| owner.name.strip_suffix(end)?.strip_suffix('-'));
+        Some(name.unwrap_or(&owner.name))
+    }
+}
+
+fn is_minutes(text: &str) -> bool {
+    text.len() >= MINUTES_DIGITS && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 impl From<Metadata> for ObjectMeta {
@@ -196,6 +228,10 @@ impl ContainerPort {
     }
 }
 
+/// The label by which a Deployment tells its ReplicaSets apart (Kubernetes, "Well-Known Labels").
+const TEMPLATE_HASH: &str = "pod-template-hash";
+/// Digits of the minutes since 1970, from 1989 on.
+const MINUTES_DIGITS: usize = 8;
 /// Kubernetes, "Service Accounts": the one of pods that name none.
 const DEFAULT_ACCOUNT: &str = "default";
 
@@ -241,6 +277,23 @@ mod tests {
         let ObjectMeta { annotations, resource_version, managed_fields, owner_references, .. } = pod.metadata;
         assert_eq!(annotations.unwrap().len(), 1);
         assert_eq!((resource_version, managed_fields, owner_references), (None, None, None));
+    }
+
+    #[test]
+    fn a_pod_is_known_by_what_people_made() {
+        let controller = |kind: &str, name: &str| {
+            let pod = pod(serde_json::json!({"metadata": {
+                "name": "a", "labels": {"pod-template-hash": "5d8c"},
+                "ownerReferences": [{"kind": "Config", "name": "b"}, {"kind": kind, "name": name, "controller": true}],
+            }}));
+            pod.controller.unwrap().to_string()
+        };
+        assert_eq!(controller("ReplicaSet", "api-v2-5d8c"), "api-v2");
+        assert_eq!(controller("ReplicaSet", "made-by-hand"), "made-by-hand");
+        assert_eq!(controller("StatefulSet", "db"), "db");
+        assert_eq!(controller("Job", "backup-29385120"), "backup");
+        assert_eq!(controller("Job", "import-2026"), "import-2026");
+        assert_eq!(pod(serde_json::json!({"metadata": {"name": "a"}})).controller, None);
     }
 
     #[test]

@@ -54,6 +54,7 @@ fn workload(name: &str, address: &str) -> Workload {
     };
     Workload {
         name: WorkloadName::new("shop", name),
+        controller: None,
         uid: None,
         node: None,
         service_account: "default".into(),

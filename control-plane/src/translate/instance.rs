@@ -18,6 +18,8 @@ use crate::objects::{Objects, Pod, name_of, namespace_of};
 #[derive(Debug, Clone)]
 pub(super) struct Instance {
     pub(super) name: WorkloadName,
+    /// What keeps it running and metrics name it by, if it does not stand alone.
+    pub(super) controller: Option<WorkloadName>,
     pub(super) uid: Option<Arc<str>>,
     pub(super) node: Option<Arc<str>>,
     pub(super) source: SourceRef,
@@ -82,6 +84,11 @@ impl<'o> Namespace<'o> {
 }
 
 impl Instance {
+    /// By what metrics name it.
+    pub(super) fn known_as(&self) -> WorkloadName {
+        self.controller.clone().unwrap_or_else(|| self.name.clone())
+    }
+
     /// Whether the Service's selector names this instance. A Service without selector selects nothing.
     pub(super) fn selected_by(&self, service: &Service) -> bool {
         let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
@@ -118,6 +125,7 @@ fn of_pod(pod: &Pod) -> Option<Instance> {
     let ports = pod.ports.iter();
     Some(Instance {
         name: WorkloadName::new(namespace, name_of(&pod.metadata)),
+        controller: pod.controller.as_deref().map(|controller| WorkloadName::new(namespace, controller)),
         uid: pod.metadata.uid.as_deref().map(Arc::from),
         node: pod.node.clone(),
         source: SourceRef::new("Pod", namespace, name_of(&pod.metadata)),
@@ -148,6 +156,7 @@ fn of_workload(workload: &api::Workload) -> Option<Instance> {
     });
     Some(Instance {
         name: WorkloadName::new(namespace, name_of(&workload.metadata)),
+        controller: None,
         uid: workload.metadata.uid.as_deref().map(Arc::from),
         node: None,
         source: SourceRef::new("Workload", namespace, name_of(&workload.metadata)),

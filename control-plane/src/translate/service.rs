@@ -267,7 +267,7 @@ fn endpoint(
         mtls: identity,
         weight: 1,
         draining,
-        workload: instance.map(|instance| instance.name.clone()),
+        workload: instance.map(Instance::known_as),
         locality,
         hints,
     }

@@ -25,6 +25,7 @@ pub fn workload(objects: &Objects, settings: &Settings, name: &WorkloadName) -> 
     let other_ports = tls::other_ports(objects, settings, &instance);
     Some(model::Workload {
         name: name.clone(),
+        controller: instance.controller.clone(),
         uid: instance.uid.clone(),
         service_account: instance.service_account.clone(),
         identity: service::identity(settings, &instance),

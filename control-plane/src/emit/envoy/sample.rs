@@ -57,6 +57,7 @@ pub fn web_1() -> Workload {
     ]);
     Workload {
         name: WorkloadName::new("shop", "web-1"),
+        controller: None,
         uid: None,
         node: None,
         service_account: "web".into(),
@@ -94,6 +95,7 @@ fn direct(protocol: Protocol, mtls: bool) -> DirectPort {
 fn old_1() -> Workload {
     Workload {
         name: WorkloadName::new("shop", "old-1"),
+        controller: None,
         uid: None,
         node: None,
         service_account: "old".into(),

@@ -36,7 +36,7 @@ pub fn inbound(workload: &Workload) -> Option<Resource> {
         default_filter_chain: Some(chain("other".to_owned(), &inbound.other_ports)),
         traffic_direction: TrafficDirection::Inbound as i32,
         metadata: Some(pb::facts(&ListenerFacts {
-            workload: &workload.name,
+            workload: workload.known_as(),
             cidrs: &inbound.mesh.cidrs,
             egress: inbound.mesh.egress,
             sources: &inbound.sources,
