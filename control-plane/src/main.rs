@@ -6,10 +6,6 @@ use clap::Parser;
 use heddle_control_plane::app;
 use heddle_control_plane::config::Config;
 
-// glibc's allocator keeps what thousands of small objects left behind.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Heddle's control plane: tells sidecars what they need over xDS, and signs their certificates.
 #[derive(Debug, Parser)]
 #[command(name = "heddle-control-plane", version)]
