@@ -22,8 +22,15 @@ pub struct Envoy {
 
 impl Envoy {
     /// Captures the traffic of `pod` and starts both, as the workload `workload` of the service account `account`;
-    /// returns once Envoy has everything it asked for. `binary` is the `heddle` binary.
-    pub fn start(mesh: &LiveMesh, pod: &MeshPod, binary: &str, workload: &str, account: &str) -> Self {
+    /// returns once Envoy has everything it asked for. `binary` is the `heddle` binary, `arguments` are Envoy's.
+    pub fn start(
+        mesh: &LiveMesh,
+        pod: &MeshPod,
+        binary: &str,
+        workload: &str,
+        account: &str,
+        arguments: &[&str],
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let identity = directory.path().join("identity");
         mesh.capture(pod);
@@ -39,7 +46,8 @@ impl Envoy {
         symlink(pypi::envoy(), &program).unwrap();
         let mut command = Command::new("setpriv");
         command.env_clear().args(["--pdeathsig", "KILL", "--"]).arg(program);
-        command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "info", "--config-path"]);
+        command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "info"]);
+        command.args(arguments).arg("--config-path");
         command.arg(bootstrap);
         // Said when the first answer to every subscription is in force.
         let envoy = Server::start(pod, command, "starting workers");

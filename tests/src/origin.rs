@@ -1,6 +1,7 @@
 //! Applications inside pods.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -9,51 +10,63 @@ use std::thread;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use crate::pods::MeshPod;
 
-/// Answers a request that was read whole.
-pub type Handler = dyn Fn(Request<Bytes>) -> Response<Full<Bytes>> + Send + Sync;
+/// An HTTP server on every address of the pod, port `port`, that answers requests read whole: HTTP/2 with prior knowledge or
+/// HTTP/1, as each connection begins.
+pub fn http<B>(pod: &MeshPod, port: u16, handler: impl Fn(Request<Bytes>) -> Response<B> + Send + Sync + 'static)
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+{
+    http_in_time(pod, port, move |request| ready(handler(request)));
+}
 
-/// An HTTP server on every address of the pod, port `port`; HTTP/2 with prior knowledge, or HTTP/1.
-pub fn http(
-    pod: &MeshPod,
-    port: u16,
-    http2: bool,
-    handler: impl Fn(Request<Bytes>) -> Response<Full<Bytes>> + Send + Sync + 'static,
-) {
-    let handler: Arc<Handler> = Arc::new(handler);
+/// The same of a handler that may wait.
+pub fn http_in_time<B, F>(pod: &MeshPod, port: u16, handler: impl Fn(Request<Bytes>) -> F + Send + Sync + 'static)
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+{
+    let handler = Arc::new(handler);
     for listener in listen(pod, port) {
         let handler = handler.clone();
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(serve(listener, http2, handler));
+            runtime.block_on(serve(listener, handler));
         });
     }
 }
 
-async fn serve(listener: TcpListener, http2: bool, handler: Arc<Handler>) {
+async fn serve<B, F>(listener: TcpListener, handler: Arc<impl Fn(Request<Bytes>) -> F + Send + Sync + 'static>)
+where
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+{
     listener.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
         let handler = handler.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let handler = handler.clone();
             async move {
                 let (head, body) = request.into_parts();
                 let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-                Ok::<_, Infallible>(handler(Request::from_parts(head, body)))
+                Ok::<_, Infallible>(handler(Request::from_parts(head, body)).await)
             }
         });
         tokio::spawn(async move {
+            let mut begin = [0; 3];
+            let len = stream.peek(&mut begin).await.unwrap_or(0);
             let io = TokioIo::new(stream);
             // How a connection ends is the test's to see from the client.
-            if http2 {
+            if &begin[..len] == b"PRI" {
                 let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
             } else {
                 let _ = http1::Builder::new()
@@ -68,7 +81,7 @@ async fn serve(listener: TcpListener, http2: bool, handler: Arc<Handler>) {
 
 /// An HTTP/1 server that says what it saw: request line, then fields, one a line.
 pub fn echo(pod: &MeshPod, port: u16, name: &'static str) {
-    http(pod, port, false, move |request| Response::new(Full::from(format!("{name}\n{}", seen(&request)))));
+    http(pod, port, move |request| Response::new(Full::from(format!("{name}\n{}", seen(&request)))));
 }
 
 /// What a request looks like to the application.

@@ -70,11 +70,13 @@ pub fn cluster(name: &str, endpoints: Vec<Endpoint>, settings: Settings) -> Arc<
 pub fn rule(backends: Vec<(u32, Arc<Cluster>)>) -> Rule {
     Rule {
         name: "HTTPRoute/shop/test/0".into(),
+        cors: None,
         filters: vec![],
+        mirrors: vec![],
         total_weight: backends.iter().map(|(weight, _)| weight).sum(),
         backends: backends
             .into_iter()
-            .map(|(weight, cluster)| Backend { weight, cluster: Some(cluster), filters: vec![] })
+            .map(|(weight, cluster)| Backend { weight, cluster: Some(cluster), filters: vec![], mirrors: vec![] })
             .collect(),
         request_timeout: None,
         try_timeout: None,

@@ -127,7 +127,7 @@ fn leaves_and_roots_are_exchanged_under_load_without_a_failed_request_or_a_dropp
     let pods = WORKLOADS.map(|(name, number, account, _)| mesh.workload(name, number, account, 1));
     let [client, api, cart, stock] = &pods;
     origin::echo(api, 8080, "api");
-    origin::http(cart, 8080, true, |_| Response::new(Full::from("cart")));
+    origin::http(cart, 8080, |_| Response::new(Full::from("cart")));
     shouts(stock);
 
     type Load = fn(&MeshPod, &mpsc::Receiver<()>) -> usize;
@@ -238,7 +238,7 @@ fn a_leaf_that_has_ended_is_refused_on_either_side() {
 fn counting(pod: &MeshPod) -> Arc<AtomicUsize> {
     let count = Arc::new(AtomicUsize::new(0));
     let seen = count.clone();
-    origin::http(pod, 8080, false, move |_| {
+    origin::http(pod, 8080, move |_| {
         seen.fetch_add(1, Ordering::SeqCst);
         Response::new(Full::from("served"))
     });

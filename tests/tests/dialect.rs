@@ -13,8 +13,8 @@ use std::time::Duration;
 use heddle_control_plane::emit::{Index, heddle};
 use heddle_control_plane::model::cluster::{Limits, RetryBudget, Settings};
 use heddle_control_plane::model::route::{
-    HeaderChanges, HeaderMatch, HeaderValue, PathChange, PathMatch, QueryMatch, Redirect, RetryPolicy, Rewrite,
-    RouteMatch, Scheme, StringMatch,
+    Cors, HeaderChanges, HeaderMatch, HeaderValue, Mirror, Origin, PathChange, PathMatch, QueryMatch, Redirect,
+    RetryPolicy, Rewrite, RouteMatch, Scheme, StringMatch,
 };
 use heddle_control_plane::model::{self, SourceRef, SpiffeId, TextMatch};
 use heddle_proxy::sync;
@@ -86,6 +86,54 @@ fn every_condition_of_a_route_arrives() {
             with_path(r#"Regex(Regex("\\A(?:/a|/b.*)\\z"))"#),
             r#"RouteMatch { path: None, headers: [("x-one", Exact("1")), ("x-two", Regex(Regex("\\A(?:[0-9]+)\\z")))], query: [("Q", Exact("")), ("r", Regex(Regex("\\A(?:x?)\\z")))], method: Some(PATCH) }"#.to_owned(),
         ]
+    );
+}
+
+#[test]
+fn mirrors_arrive_with_their_share() {
+    let mirror = |name: &str, per_million| model::Filter::Mirror(Mirror { cluster: port_of(name), per_million });
+    let backends = vec![
+        backend(1, Some("cart"), vec![mirror("audit", 1)]),
+        backend(
+            1,
+            Some("canary"),
+            vec![mirror("audit", 2), model::Filter::Rewrite(Rewrite { hostname: Some("canary".into()), path: None })],
+        ),
+    ];
+    let filters = vec![mirror("shadow", 1_000_000), mirror("shadow", 50_000)];
+
+    let table = through(&[route(RouteMatch::default(), model::Rule { backends, ..rule(filters) })]);
+
+    let rule = &table.routes[0].rule;
+    let shares = |mirrors: &[tables::route::Mirror]| -> Vec<(String, u32)> {
+        mirrors.iter().map(|mirror| (mirror.cluster.name.to_string(), mirror.per_million)).collect()
+    };
+    assert_eq!(shares(&rule.mirrors), [("shop/shadow/80".into(), 1_000_000), ("shop/shadow/80".into(), 50_000)]);
+    assert_eq!(shares(&rule.backends[0].mirrors), [("shop/audit/80".into(), 1)]);
+    assert_eq!(shares(&rule.backends[1].mirrors), [("shop/audit/80".into(), 2)]);
+    assert_eq!(rule.backends[1].filters.len(), 1);
+}
+
+#[test]
+fn cors_arrives_whole() {
+    let cors = Cors {
+        origins: vec![
+            Origin::Any,
+            Origin::Exact("https://shop.example".into()),
+            Origin::Wildcard("https://".into(), ".example".into()),
+        ],
+        credentials: true,
+        methods: vec!["GET".into(), "PUT".into()],
+        headers: vec!["*".into()],
+        exposed: Vec::new(),
+        max_age: 600,
+    };
+
+    let table = through(&[route(RouteMatch::default(), rule(vec![model::Filter::Cors(cors)]))]);
+
+    assert_eq!(
+        format!("{:?}", table.routes[0].rule.cors.as_ref().unwrap()),
+        r#"Cors { origins: [Exact("*"), Exact("https://shop.example"), Regex(Regex("\\A(?:https\\:\\/\\/.+\\.example)\\z"))], credentials: true, methods: These(Some("GET, PUT")), headers: Any, exposed: These(None), max_age: "600" }"#
     );
 }
 

@@ -275,7 +275,7 @@ impl World {
             Sidecar::Heddle => mesh.workload(name, number, name, 1),
             Sidecar::Envoy => {
                 let pod = mesh.pod(name, number);
-                envoys.push(Envoy::start(&mesh, &pod, env!("CARGO_BIN_EXE_heddle-under-test"), name, name));
+                envoys.push(Envoy::start(&mesh, &pod, env!("CARGO_BIN_EXE_heddle-under-test"), name, name, &[]));
                 pod
             }
         };
@@ -288,7 +288,7 @@ impl World {
 
 fn applications(api: &MeshPod, next: &MeshPod, stranger: &MeshPod) {
     let seen = Mutex::new(Vec::new());
-    origin::http(api, 8080, false, move |request| {
+    origin::http(api, 8080, move |request| {
         let path = request.uri().path().to_owned();
         let attempt = {
             let mut seen = seen.lock().unwrap();
@@ -303,11 +303,11 @@ fn applications(api: &MeshPod, next: &MeshPod, stranger: &MeshPod) {
         answer.body(Full::from(format!("by api, attempt {attempt}\n{}", told_by_application(&request)))).unwrap()
     });
     for port in [8080, 8084] {
-        origin::http(next, port, false, |request| {
+        origin::http(next, port, |request| {
             Response::new(Full::from(format!("by next\n{}", told_by_application(&request))))
         });
     }
-    origin::http(stranger, 8080, false, |request| {
+    origin::http(stranger, 8080, |request| {
         Response::new(Full::from(format!("by the stranger\n{}", told_by_application(&request))))
     });
     // Takes everything and never answers.

@@ -310,9 +310,9 @@ fn under_load(pod: &MeshPod, to: SocketAddr, load: Load, work: impl FnOnce(&dyn 
 
 #[test]
 fn draining_under_load_fails_no_request() {
-    for (workers, load, http2) in [(1, http1 as Load, false), (3, http1, false), (1, http2, true), (3, http2, true)] {
+    for (workers, load) in [(1, http1 as Load), (3, http1), (1, http2), (3, http2)] {
         let pods = Drained::new(workers);
-        origin::http(&pods.server, 8080, http2, |_| Response::new(Full::from("served")));
+        origin::http(&pods.server, 8080, |_| Response::new(Full::from("served")));
         under_load(&pods.client, vip(), load, |more| {
             more(50);
             drain(&pods.server);
@@ -534,7 +534,7 @@ fn a_workload_killed_under_load_fails_no_request() {
             });
             let answered = Arc::new(AtomicUsize::new(0));
             let count = answered.clone();
-            origin::http(&alive, 8080, http2, move |_| {
+            origin::http(&alive, 8080, move |_| {
                 count.fetch_add(1, Ordering::SeqCst);
                 Response::new(Full::from("b"))
             });

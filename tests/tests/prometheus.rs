@@ -56,14 +56,14 @@ impl Shop {
     fn open() -> Self {
         let mesh = LiveMesh::start(&[("shop.yaml", &shop(&WORKLOADS, &SERVICES)), ("policy.yaml", POLICY)]);
         let pods = WORKLOADS.map(|(name, number, account, _)| mesh.workload(name, number, account, 2));
-        origin::http(&pods[2], 8080, false, |request| {
+        origin::http(&pods[2], 8080, |request| {
             let mut response = answer(&request);
             if API_A_FAILS.load(Ordering::SeqCst) {
                 *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             }
             response
         });
-        origin::http(&pods[3], 8080, false, |request| answer(&request));
+        origin::http(&pods[3], 8080, |request| answer(&request));
         h2c::origin(&pods[4], 8080, |_, mut respond| async move {
             let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
             let Ok(mut body) = respond.send_response(head, false) else { return };

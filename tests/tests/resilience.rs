@@ -59,7 +59,7 @@ fn round_robin() -> Settings {
 fn answers(pod: &MeshPod, name: &'static str, status: StatusCode) -> Arc<AtomicUsize> {
     let count = Arc::new(AtomicUsize::new(0));
     let seen = count.clone();
-    origin::http(pod, 8080, false, move |_| {
+    origin::http(pod, 8080, move |_| {
         seen.fetch_add(1, Ordering::SeqCst);
         let mut response = Response::new(Full::from(name));
         *response.status_mut() = status;

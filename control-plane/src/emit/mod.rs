@@ -3,10 +3,12 @@
 //! Every resource encodes to the same bytes on every replica and after every restart, because its version is their
 //! hash: a map field holds one entry, or goes through [`pb::merged`]. Called by `publish`, which decides when.
 
+mod cors;
 pub mod envoy;
 pub mod grpc;
 pub mod heddle;
 pub mod index;
+mod mirrors;
 pub mod pb;
 
 pub use index::Index;

@@ -163,6 +163,85 @@ pub enum Filter {
     Redirect(Redirect),
     /// Changes host or path before sending upstream.
     Rewrite(Rewrite),
+    /// Sends a copy of some requests elsewhere.
+    Mirror(Mirror),
+    /// Tells browsers what pages of other origins may do, and answers their preflights. Of a rule only.
+    Cors(Cors),
+}
+
+impl Filter {
+    /// What it changes in request headers.
+    pub fn request_headers(&self) -> Option<&HeaderChanges> {
+        if let Self::RequestHeaders(changes) = self { Some(changes) } else { None }
+    }
+
+    /// What it changes in response headers.
+    pub fn response_headers(&self) -> Option<&HeaderChanges> {
+        if let Self::ResponseHeaders(changes) = self { Some(changes) } else { None }
+    }
+
+    /// The redirect it answers with.
+    pub fn redirect(&self) -> Option<&Redirect> {
+        if let Self::Redirect(redirect) = self { Some(redirect) } else { None }
+    }
+
+    /// The rewrite it is.
+    pub fn rewrite(&self) -> Option<&Rewrite> {
+        if let Self::Rewrite(rewrite) = self { Some(rewrite) } else { None }
+    }
+
+    /// The mirror it is.
+    pub fn mirror(&self) -> Option<&Mirror> {
+        if let Self::Mirror(mirror) = self { Some(mirror) } else { None }
+    }
+
+    /// The CORS policy it is.
+    pub fn cors(&self) -> Option<&Cors> {
+        if let Self::Cors(cors) = self { Some(cors) } else { None }
+    }
+}
+
+/// Copies of requests. Their responses are not looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mirror {
+    /// Where copies go.
+    pub cluster: ResourceName,
+    /// Share of the requests, in millionths.
+    pub per_million: u32,
+}
+
+/// What pages of other origins may do (Fetch Standard, "HTTP CORS protocol").
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cors {
+    /// Whose pages.
+    pub origins: Vec<Origin>,
+    /// Whether credentials may be sent along.
+    pub credentials: bool,
+    /// Methods, `*` among them: all. None: those that are always allowed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// Request headers, `*` among them: all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<String>,
+    /// Response headers that pages may read, `*` among them: all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exposed: Vec<String>,
+    /// Seconds for which a preflight's answer may be kept.
+    pub max_age: u32,
+}
+
+/// Origins, in lower case as browsers write them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Origin {
+    /// Every one.
+    Any,
+    /// This one.
+    Exact(String),
+    /// Those that begin with the first and end with the second, with at least one character between.
+    Wildcard(String, String),
 }
 
 /// Header changes: `set` replaces, `add` appends, `remove` deletes; in this order. Names in lower case.

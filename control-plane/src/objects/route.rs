@@ -151,6 +151,50 @@ pub struct RouteFilter {
     pub request_redirect: Option<RequestRedirect>,
     /// For `URLRewrite`.
     pub url_rewrite: Option<UrlRewrite>,
+    /// For `RequestMirror`.
+    pub request_mirror: Option<RequestMirror>,
+    /// For `CORS`.
+    pub cors: Option<Cors>,
+}
+
+/// A copy of requests to somewhere else.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RequestMirror {
+    /// Where copies go; it has no weight and no filters.
+    pub backend_ref: BackendRef,
+    /// Share of the requests, instead of a fraction.
+    pub percent: Option<i64>,
+    /// Share of the requests.
+    pub fraction: Option<Fraction>,
+}
+
+/// A share.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Fraction {
+    /// At most the denominator.
+    pub numerator: i64,
+    /// Absent: 100.
+    pub denominator: Option<i64>,
+}
+
+/// What pages of other origins may do (GEP-1767).
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Cors {
+    /// `<scheme>://<host>(:<port>)`, where the host may begin with `*`; or `*`.
+    pub allow_origins: Vec<String>,
+    /// Whether credentials may be sent along.
+    pub allow_credentials: Option<bool>,
+    /// Methods, or `*`.
+    pub allow_methods: Vec<String>,
+    /// Request headers, or `*`.
+    pub allow_headers: Vec<String>,
+    /// Response headers, or `*`.
+    pub expose_headers: Vec<String>,
+    /// Seconds for which a preflight's answer may be kept; absent: 5.
+    pub max_age: Option<i64>,
 }
 
 /// Header changes.
@@ -270,12 +314,21 @@ impl Route {
         services.map(move |parent| (parent.namespace.as_deref().unwrap_or(own), parent.name.as_str()))
     }
 
-    /// Namespace and name of the Services it names as backends.
+    /// Namespace and name of the Services it sends requests to, or copies of them.
     pub fn backend_services(&self) -> impl Iterator<Item = (&str, &str)> {
         let own = namespace_of(&self.metadata);
-        let backends = self.spec.rules.iter().flatten().flat_map(|rule| &rule.backend_refs);
+        let backends = self.spec.rules.iter().flatten().flat_map(RouteRule::targets);
         let services = backends.filter(|backend| backend.is_service());
         services.map(move |backend| (backend.namespace.as_deref().unwrap_or(own), backend.name.as_str()))
+    }
+}
+
+impl RouteRule {
+    /// Its backends, and where it mirrors to.
+    fn targets(&self) -> impl Iterator<Item = &BackendRef> {
+        let filters = self.filters.iter().chain(self.backend_refs.iter().flat_map(|backend| &backend.filters));
+        let mirrors = filters.filter_map(|filter| Some(&filter.request_mirror.as_ref()?.backend_ref));
+        self.backend_refs.iter().chain(mirrors)
     }
 }
 

@@ -1,41 +1,94 @@
 //! Filters of a rule or a backend.
 //!
-//! Left out: RequestMirror, CORS, ExternalAuth and ExtensionRef. A filter that cannot be applied is never skipped: the
-//! requests it was for are answered 500 (Gateway API, `HTTPRouteFilter.type`).
+//! Left out: ExternalAuth and ExtensionRef. A filter that cannot be applied is never skipped: the requests it was for are
+//! answered 500 (Gateway API, `HTTPRouteFilter.type`); but a mirror to nowhere is left out (`HTTPRequestMirrorFilter`).
 
 use http::{HeaderName, HeaderValue};
 
+use super::cors;
 use super::problem::Problem;
-use crate::model::route::{self, Filter, HeaderChanges, PathChange, Redirect, Rewrite, Scheme};
-use crate::objects::route::{HeaderModifier, NamedValue, PathModifier, RequestRedirect, RouteFilter, UrlRewrite};
+use crate::model::ResourceName;
+use crate::model::route::{self, Filter, HeaderChanges, Mirror, PathChange, Redirect, Rewrite, Scheme};
+use crate::objects::route::{
+    BackendRef, HeaderModifier, NamedValue, PathModifier, RequestMirror, RequestRedirect, RouteFilter, UrlRewrite,
+};
 
-/// The filters in our words, or what is wrong with the first that cannot be applied. `prefix_only`: all matches of the
-/// rule are path prefixes, so that a prefix can be replaced.
-pub(super) fn filters(given: &[RouteFilter], prefix_only: bool) -> Result<Vec<Filter>, Problem> {
-    let filters = given.iter().map(|filter| one(filter, prefix_only)).collect::<Result<Vec<_>, _>>()?;
-    let redirects = filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
-    let rewrites = filters.iter().any(|filter| matches!(filter, Filter::Rewrite(_)));
+/// Where filters stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In a rule; `prefix_only`: all its matches are path prefixes, so that a prefix can be replaced.
+    Rule { prefix_only: bool },
+    /// At a backend of such a rule.
+    Backend { prefix_only: bool },
+}
+
+/// Follows a mirror's reference; `None`: it leads nowhere, which was noted.
+pub(super) type Follow<'f> = &'f mut dyn FnMut(&BackendRef) -> Option<ResourceName>;
+
+/// The filters in our words, or what is wrong with the first that cannot be applied.
+pub(super) fn filters(given: &[RouteFilter], place: Place, follow: Follow<'_>) -> Result<Vec<Filter>, Problem> {
+    let mut filters = Vec::with_capacity(given.len());
+    for filter in given {
+        filters.extend(one(filter, place, &mut *follow)?);
+    }
+    let redirects = filters.iter().any(|filter| filter.redirect().is_some());
+    let rewrites = filters.iter().any(|filter| filter.rewrite().is_some());
     if redirects && rewrites {
         return Err("RequestRedirect and URLRewrite exclude each other: keep one".into());
+    }
+    if filters.iter().filter(|filter| filter.cors().is_some()).count() > 1 {
+        return Err("CORS stands twice in one rule: keep one".into());
     }
     Ok(filters)
 }
 
-fn one(filter: &RouteFilter, prefix_only: bool) -> Result<Filter, Problem> {
+fn one(filter: &RouteFilter, place: Place, follow: Follow<'_>) -> Result<Option<Filter>, Problem> {
+    let (Place::Rule { prefix_only } | Place::Backend { prefix_only }) = place;
     let missing = || format!("filter {}: the field of this type is missing", filter.r#type);
-    match filter.r#type.as_str() {
+    let filter = match filter.r#type.as_str() {
         "RequestHeaderModifier" => {
-            Ok(Filter::RequestHeaders(headers(filter.request_header_modifier.as_ref().ok_or_else(missing)?)?))
+            Filter::RequestHeaders(headers(filter.request_header_modifier.as_ref().ok_or_else(missing)?)?)
         }
         "ResponseHeaderModifier" => {
-            Ok(Filter::ResponseHeaders(headers(filter.response_header_modifier.as_ref().ok_or_else(missing)?)?))
+            Filter::ResponseHeaders(headers(filter.response_header_modifier.as_ref().ok_or_else(missing)?)?)
         }
         "RequestRedirect" => {
-            Ok(Filter::Redirect(redirect(filter.request_redirect.as_ref().ok_or_else(missing)?, prefix_only)?))
+            Filter::Redirect(redirect(filter.request_redirect.as_ref().ok_or_else(missing)?, prefix_only)?)
         }
-        "URLRewrite" => Ok(Filter::Rewrite(rewrite(filter.url_rewrite.as_ref().ok_or_else(missing)?, prefix_only)?)),
-        other => Err(Problem::Unsupported(format!("filter {other} is not supported: its requests are answered 500"))),
+        "URLRewrite" => Filter::Rewrite(rewrite(filter.url_rewrite.as_ref().ok_or_else(missing)?, prefix_only)?),
+        "RequestMirror" => {
+            return Ok(mirror(filter.request_mirror.as_ref().ok_or_else(missing)?, follow)?.map(Filter::Mirror));
+        }
+        "CORS" if place == (Place::Rule { prefix_only }) => {
+            Filter::Cors(cors::cors(filter.cors.as_ref().ok_or_else(missing)?)?)
+        }
+        "CORS" => {
+            let text = "filter CORS is not supported at a backend, because preflights are answered before one is chosen: \
+                        write it at the rule";
+            return Err(Problem::Unsupported(text.to_owned()));
+        }
+        other => {
+            let text = format!("filter {other} is not supported: its requests are answered 500");
+            return Err(Problem::Unsupported(text));
+        }
+    };
+    Ok(Some(filter))
+}
+
+fn mirror(given: &RequestMirror, follow: Follow<'_>) -> Result<Option<Mirror>, String> {
+    let (numerator, denominator) = match (given.percent, &given.fraction) {
+        (None, None) => (1, 1),
+        (Some(percent), None) => (percent, 100),
+        (None, Some(fraction)) => (fraction.numerator, fraction.denominator.unwrap_or(100)),
+        (Some(_), Some(_)) => return Err("RequestMirror: give either percent or fraction".to_owned()),
+    };
+    if denominator < 1 || !(0..=denominator).contains(&numerator) {
+        return Err(format!("RequestMirror {numerator} of {denominator}: write a share from none to all of them"));
     }
+    // Rounded, so that a third three times is all but a millionth.
+    let per_million = (numerator * MILLION + denominator / 2) / denominator;
+    let per_million = u32::try_from(per_million).unwrap_or(0);
+    Ok(follow(&given.backend_ref).map(|cluster| Mirror { cluster, per_million }))
 }
 
 fn headers(given: &HeaderModifier) -> Result<HeaderChanges, String> {
@@ -115,6 +168,8 @@ fn host(text: &str) -> Result<String, String> {
     Ok(text.to_ascii_lowercase())
 }
 
+/// Shares are counted in millionths.
+const MILLION: i64 = 1_000_000;
 /// Gateway API's default.
 const DEFAULT_REDIRECT: i64 = 302;
 /// Gateway API, `HTTPRequestRedirectFilter.statusCode`.
@@ -136,12 +191,36 @@ const FRAMING: [&str; 10] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ServiceName;
+    use crate::objects::route::Fraction;
 
     #[test]
     fn framing_headers_are_not_a_routes_to_change() {
         assert_eq!(name("X-Color"), Ok("x-color".into()));
         assert!(name("Transfer-Encoding").unwrap_err().contains("frames"));
         assert!(name("a b").is_err());
+    }
+
+    #[test]
+    fn a_mirror_gets_the_share_it_is_given_and_none_is_left_out() {
+        let to = |name: &str| BackendRef { name: name.to_owned(), ..BackendRef::default() };
+        let mut follow = |backend: &BackendRef| {
+            (backend.name == "there").then(|| ResourceName::service_port(&ServiceName::new("shop", "there"), 80))
+        };
+        let mut share = |percent, fraction: Option<(i64, Option<i64>)>| {
+            let fraction = fraction.map(|(numerator, denominator)| Fraction { numerator, denominator });
+            let given = RequestMirror { backend_ref: to("there"), percent, fraction };
+            mirror(&given, &mut follow).map(|mirror| mirror.unwrap().per_million)
+        };
+        assert_eq!(share(None, None), Ok(1_000_000));
+        assert_eq!(share(Some(42), None), Ok(420_000));
+        assert_eq!(share(None, Some((1, Some(3)))), Ok(333_333));
+        assert_eq!(share(None, Some((5, None))), Ok(50_000));
+        assert!(share(Some(101), None).is_err());
+        assert!(share(None, Some((1, Some(0)))).is_err());
+        assert!(share(Some(1), Some((1, None))).is_err());
+        let nowhere = RequestMirror { backend_ref: to("nowhere"), ..RequestMirror::default() };
+        assert_eq!(mirror(&nowhere, &mut follow), Ok(None));
     }
 
     #[test]

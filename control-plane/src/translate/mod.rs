@@ -5,6 +5,7 @@
 
 mod accept;
 mod backend;
+mod cors;
 mod filter;
 mod grpc_route;
 mod http_route;

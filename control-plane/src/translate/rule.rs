@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
 
+use super::filter::Place;
 use super::precedence::Key;
 use super::problem::Problem;
 use super::service::Port;
@@ -15,7 +16,7 @@ use super::{accept, backend, filter, grpc_route, http_route};
 use crate::api::traffic_policy::{BACKOFF_GROWTH, DEFAULT_ATTEMPTS, DEFAULT_BACKOFF};
 use crate::model::route::RetryPolicy;
 use crate::model::{Backend, Filter, Protocol, ResourceName, Route, RouteTable, Rule, ServiceName, SourceRef};
-use crate::objects::route::{RouteRule, RuleRetry};
+use crate::objects::route::{RouteFilter, RouteRule, RuleRetry};
 use crate::objects::{self, Kind, Objects, name_of, namespace_of};
 use crate::status::Reason;
 
@@ -138,7 +139,7 @@ fn one(
     };
     let prefix_only = route.kind == Kind::HttpRoute && http_route::prefix_only(rule);
     let mut backends = Vec::new();
-    let filters = match filter::filters(&rule.filters, prefix_only) {
+    let filters = match filters_of(objects, route, service, &rule.filters, Place::Rule { prefix_only }, &at, built) {
         Ok(filters) => {
             for given in &rule.backend_refs {
                 let (backend, problem) = backend_of(objects, route, service, given, prefix_only, &at, built);
@@ -154,7 +155,7 @@ fn one(
             Vec::new()
         }
     };
-    if filters.iter().any(|filter| matches!(filter, Filter::Redirect(_))) {
+    if filters.iter().any(|filter| filter.redirect().is_some()) {
         backends.clear();
     }
     if rule.session_persistence.is_some() {
@@ -187,6 +188,24 @@ fn one(
     built.routes.extend(matches.into_iter().map(|(key, matches)| (key, Route { matches, rule: rule.clone() })));
 }
 
+fn filters_of(
+    objects: &Objects,
+    route: &objects::Route,
+    service: &ServiceName,
+    given: &[RouteFilter],
+    place: Place,
+    at: &str,
+    built: &mut Built,
+) -> Result<Vec<Filter>, Problem> {
+    filter::filters(given, place, &mut |mirror| match backend::resolve(objects, route, Some(service), mirror) {
+        Ok(cluster) => Some(cluster),
+        Err((reason, problem)) => {
+            built.unresolved.push((reason, format!("rule {at}, mirror: {problem}")));
+            None
+        }
+    })
+}
+
 fn backend_of(
     objects: &Objects,
     route: &objects::Route,
@@ -205,7 +224,8 @@ fn backend_of(
         }
     };
     let mut problem = None;
-    let filters = filter::filters(&given.filters, prefix_only).unwrap_or_else(|found| {
+    let place = Place::Backend { prefix_only };
+    let filters = filters_of(objects, route, service, &given.filters, place, at, built).unwrap_or_else(|found| {
         built.broken.push(format!("rule {at}, backend {}: {found}", given.name));
         problem = Some(found);
         cluster = None;

@@ -119,11 +119,11 @@ mod tests {
 
     #[test]
     fn what_sidecars_do_not_support_yet_is_a_warning() {
-        let mirror = json!({ "filters": [{
-            "type": "RequestMirror",
-            "requestMirror": { "backendRef": { "name": "b", "port": 80 } },
+        let asks_first = json!({ "filters": [{
+            "type": "ExternalAuth",
+            "externalAuth": { "protocol": "HTTP", "backendRef": { "name": "b", "port": 80 } },
         }] });
-        for rule in [mirror, json!({ "sessionPersistence": { "sessionName": "s" } })] {
+        for rule in [asks_first, json!({ "sessionPersistence": { "sessionName": "s" } })] {
             let found = route("HTTPRoute", &service(), &rule);
             assert_eq!(found.errors, []);
             assert!(found.warnings.len() == 1 && found.warnings[0].contains("not supported"), "{found:?}");

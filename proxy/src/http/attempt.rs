@@ -15,9 +15,9 @@ use hyper::body::{Body as _, Incoming};
 
 use super::body::{Broken, Counter, Replay, RequestBody};
 use super::error::{Cause, Error, Fault, X_HEDDLE_DRAINING, X_HEDDLE_UNDELIVERED};
+use super::tee::Feed;
 use crate::balance::breaker::{self, Kind, Permit};
 use crate::balance::{self, Nothing, leaving, outlier};
-use crate::metrics::Record;
 use crate::tables::cluster::{Cluster, Endpoint, EndpointTls};
 use crate::tables::route::{RetryPolicy, Rule};
 use crate::upstream::{self, Lease, Towards, Version};
@@ -42,23 +42,21 @@ pub struct Target<'r> {
     pub version: Version,
 }
 
-/// Sends the request; returns when the head of a response is there that will not be tried again. Meanwhile `record`
-/// names the endpoint that is tried: it counts for that one also if no answer comes.
+/// Sends the request; returns when the head of a response is there that will not be tried again. Meanwhile `tried` is told
+/// each endpoint that is tried: the request counts for that one also if no answer comes.
 pub async fn send(
     target: &Target<'_>,
-    head: Parts,
-    body: Incoming,
-    record: &mut Record,
+    mut source: Source,
+    mut tried: impl FnMut(&Endpoint),
 ) -> Result<(Response<Incoming>, Lease), Error> {
     let cluster = target.cluster;
     let request_permit = breaker::permit(&cluster.state, &cluster.settings, Kind::Requests).ok_or(Cause::Overflow)?;
     let policy = target.rule.and_then(|rule| rule.retry.as_ref());
-    let mut source = Source::new(head, body, target.towards, record.request_bytes.clone());
     let mut tries = Tries::default();
     loop {
         let endpoint = pick(target.worker, cluster, &tries.endpoints)?;
         tries.endpoints.push(endpoint.id());
-        record.endpoint(&endpoint);
+        tried(&endpoint);
         let outcome = attempt(target, endpoint, &mut source, tries.permit.take()).await;
         let retry = match &outcome {
             Ok((response, _)) => policy.filter(|policy| asks_for_retry(policy, response)).map(|_| Retry::ByPolicy),
@@ -305,7 +303,7 @@ fn passed(deadline: Option<Instant>) -> bool {
 }
 
 /// A request that can be sent, and perhaps sent again.
-struct Source {
+pub struct Source {
     /// Gone once sent, if the request cannot be sent again.
     head: Option<Parts>,
     body: SourceBody,
@@ -323,7 +321,8 @@ enum SourceBody {
 }
 
 impl Source {
-    fn new(head: Parts, body: Incoming, towards: Towards, counter: Counter) -> Self {
+    /// A client's request, its body counted by `counter` and copied to `feeds`, which only requests towards the network have.
+    pub fn new(head: Parts, body: Incoming, towards: Towards, counter: Counter, feeds: Vec<Feed>) -> Self {
         let idempotent = is_idempotent(&head.method);
         // Towards the application only idempotent requests are sent again once they have left; what hyper hands back
         // unsent needs no copy.
@@ -332,11 +331,17 @@ impl Source {
         let body = if body.is_end_stream() {
             SourceBody::Empty
         } else if keep {
-            SourceBody::Replay(Replay::new(body, counter, broken.clone()))
+            SourceBody::Replay(Replay::new(body, counter, broken.clone(), feeds))
         } else {
             SourceBody::Once(Some(RequestBody::Once(body, counter, broken.clone())))
         };
         Self { head: Some(head), body, broken, idempotent, keep }
+    }
+
+    /// A copy of a request, which is sent again only if nothing of it was.
+    pub fn copy(head: Parts, body: RequestBody) -> Self {
+        let body = if let RequestBody::Empty = body { SourceBody::Empty } else { SourceBody::Once(Some(body)) };
+        Self { head: Some(head), body, broken: Broken::default(), idempotent: false, keep: false }
     }
 
     /// The request for one attempt; `None` if it is gone.

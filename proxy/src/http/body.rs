@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use super::error::{self, BoxError, Cause, Error};
+use super::tee::{Feed, Tap};
 use crate::metrics::Record;
 use crate::upstream::Lease;
 
@@ -188,6 +189,8 @@ pub enum RequestBody {
     Once(Incoming, Counter, Broken),
     /// Kept for another attempt as far as [`MAX_REPLAY_BYTES`] go.
     Replay(ReplayReader),
+    /// A copy of another request's.
+    Copy(Tap),
 }
 
 /// Octets of a request body that were read, shared with the request's record.
@@ -208,6 +211,7 @@ impl http_body::Body for RequestBody {
                 Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
             }
             Self::Replay(reader) => reader.poll_frame(cx),
+            Self::Copy(tap) => Pin::new(tap).poll_frame(cx),
         }
     }
 
@@ -216,6 +220,7 @@ impl http_body::Body for RequestBody {
             Self::Empty => true,
             Self::Once(incoming, ..) => incoming.is_end_stream(),
             Self::Replay(reader) => reader.is_end_stream(),
+            Self::Copy(tap) => tap.is_end_stream(),
         }
     }
 
@@ -224,6 +229,7 @@ impl http_body::Body for RequestBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Once(incoming, ..) => incoming.size_hint(),
             Self::Replay(reader) => reader.replay.borrow().size_hint,
+            Self::Copy(tap) => tap.size_hint(),
         }
     }
 }
@@ -257,6 +263,8 @@ struct Kept {
     incoming: Incoming,
     counter: Counter,
     broken: Broken,
+    /// Copies of it.
+    feeds: Vec<Feed>,
     size_hint: SizeHint,
     frames: Vec<KeptFrame>,
     bytes: usize,
@@ -267,13 +275,28 @@ struct Kept {
     reader: u32,
 }
 
-enum KeptFrame {
+/// A frame that can be had more than once.
+pub enum KeptFrame {
+    /// Octets.
     Data(Bytes),
+    /// Fields at the end.
     Trailers(http::HeaderMap),
 }
 
 impl KeptFrame {
-    fn frame(&self) -> Frame<Bytes> {
+    /// A frame as it is kept.
+    pub fn of(frame: &Frame<Bytes>) -> Option<Self> {
+        let data = frame.data_ref().map(|data| Self::Data(data.clone()));
+        data.or_else(|| frame.trailers_ref().map(|trailers| Self::Trailers(trailers.clone())))
+    }
+
+    /// Octets of its data.
+    pub fn bytes(&self) -> usize {
+        if let Self::Data(data) = self { data.len() } else { 0 }
+    }
+
+    /// The frame.
+    pub fn frame(&self) -> Frame<Bytes> {
         match self {
             Self::Data(data) => Frame::data(data.clone()),
             Self::Trailers(trailers) => Frame::trailers(trailers.clone()),
@@ -282,13 +305,14 @@ impl KeptFrame {
 }
 
 impl Replay {
-    /// Keeps `incoming` as it is read.
-    pub fn new(incoming: Incoming, counter: Counter, broken: Broken) -> Self {
+    /// Keeps `incoming` as it is read, and copies it to `feeds`.
+    pub fn new(incoming: Incoming, counter: Counter, broken: Broken, feeds: Vec<Feed>) -> Self {
         let size_hint = incoming.size_hint();
         Self(Rc::new(RefCell::new(Kept {
             incoming,
             counter,
             broken,
+            feeds,
             size_hint,
             frames: Vec::new(),
             bytes: 0,
@@ -349,13 +373,20 @@ impl ReplayReader {
         note(&frame, &kept.counter, &kept.broken);
         match &frame {
             Some(Ok(frame)) => {
+                kept.feeds.iter().for_each(|feed| feed.push(frame));
                 kept.keep(frame);
                 self.next = kept.frames.len();
             }
-            Some(Err(_)) => kept.spent = true,
+            Some(Err(_)) => {
+                kept.feeds.clear();
+                kept.spent = true;
+            }
             None => {}
         }
         kept.ended = frame.is_none() || kept.incoming.is_end_stream();
+        if kept.ended {
+            kept.feeds.drain(..).for_each(Feed::end);
+        }
         Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
     }
 }
@@ -365,12 +396,9 @@ impl Kept {
         if self.spent {
             return;
         }
-        if let Some(data) = frame.data_ref() {
-            self.bytes += data.len();
-            self.frames.push(KeptFrame::Data(data.clone()));
-        } else if let Some(trailers) = frame.trailers_ref() {
-            self.frames.push(KeptFrame::Trailers(trailers.clone()));
-        }
+        let frame = KeptFrame::of(frame);
+        self.bytes += frame.as_ref().map_or(0, KeptFrame::bytes);
+        self.frames.extend(frame);
         if self.bytes > MAX_REPLAY_BYTES {
             self.spent = true;
             self.frames.clear();

@@ -181,7 +181,7 @@ impl Cause {
             Self::ConfigUnavailable => ("config_unavailable", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Configuration, "the control plane has not answered about this destination"),
             Self::Loop => ("loop", StatusCode::LOOP_DETECTED, UNAVAILABLE, Configuration, "the connection leads to the sidecar itself"),
             Self::NoRoute => ("no_route", StatusCode::NOT_FOUND, UNIMPLEMENTED, Configuration, "no route of this Service matches the request"),
-            Self::InvalidBackend => ("invalid_backend", StatusCode::INTERNAL_SERVER_ERROR, INTERNAL, Configuration, "the route names a backend that does not exist; see the route's ResolvedRefs condition"),
+            Self::InvalidBackend => ("invalid_backend", StatusCode::INTERNAL_SERVER_ERROR, UNAVAILABLE, Configuration, "the route names a backend that does not exist; see the route's ResolvedRefs condition"),
             Self::EgressDenied => ("egress_denied", StatusCode::FORBIDDEN, PERMISSION_DENIED, Configuration, "the destination is outside the mesh and the egress default is Deny"),
             Self::DownstreamClosed => ("downstream_closed", StatusCode::BAD_REQUEST, CANCELLED, Downstream, "the client went away"),
         }

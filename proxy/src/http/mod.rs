@@ -5,14 +5,17 @@
 
 pub mod attempt;
 pub mod body;
+pub mod cors;
 pub mod error;
 pub mod filter;
 pub mod guard;
 pub mod headers;
 pub mod identity;
+pub mod mirror;
 pub mod request;
 pub mod route;
 pub mod serve;
+pub mod tee;
 pub mod trace;
 pub mod translate;
 pub mod upgrade;

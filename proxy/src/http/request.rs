@@ -4,26 +4,27 @@
 //! serves outbound requests, which are routed, and inbound ones, which are authorized and go to the application
 //! beside us.
 
+use std::iter;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header, response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, response};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
-use super::attempt::{self, Target};
+use super::attempt::{self, Source, Target};
 use super::body::{Body, Failure};
 use super::error::{self, Cause, Error};
 use super::filter::{self, Verdict};
-use super::{guard, headers, identity, route, trace, translate, upgrade};
+use super::{cors, guard, headers, identity, mirror, route, trace, translate, upgrade};
 use crate::authz::{self, Decision, Facts, HttpFacts, Readings};
 use crate::drain::Phase;
 use crate::metrics::{Direction, Record};
 use crate::tables::cluster::{EndpointTls, UpstreamHttp};
-use crate::tables::route::{Backend, Rule};
+use crate::tables::route::{Filter, Mirror, Rule};
 use crate::tables::{Answer, Cluster, RouteTable};
 use crate::tls::Peer;
 use crate::upstream::{self, Lease, Towards};
@@ -93,8 +94,9 @@ pub async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> R
     let (version, grpc) = (head.version, route::is_grpc(&head.headers));
     let mut record = Record::new(&connection.worker, connection.direction, connection.caller(), grpc);
     record.log(&head, connection.peer);
+    let mut chosen = Chosen::default();
     let reply = match guard::check(&head) {
-        Ok(()) => serve(&connection, head, body, &mut record).await,
+        Ok(()) => serve(&connection, head, body, &mut record, &mut chosen).await,
         Err(refused) => Err(Error::new(Cause::ProtocolError, refused)),
     };
     let mut response = match reply {
@@ -116,6 +118,7 @@ pub async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> R
         }
         Err(error) => failure(&connection, &error, version, grpc, record)?,
     };
+    chosen.change(response.headers_mut());
     *response.version_mut() = if version == Version::HTTP_2 { version } else { Version::HTTP_11 };
     if connection.worker.shared.drain.phase() >= Phase::Draining {
         if version != Version::HTTP_2 {
@@ -162,7 +165,48 @@ enum Reply {
     Own(Response<Body>),
 }
 
-async fn serve(connection: &Connection, mut head: Parts, body: Incoming, record: &mut Record) -> Result<Reply, Error> {
+/// What was chosen for a request, as far as it is told in the response, whoever gives it.
+#[derive(Default)]
+struct Chosen {
+    allowed: Option<cors::Allowed>,
+    /// The rule, and the place of the backend in it; kept only if there are filters for responses.
+    changes: Option<(Arc<Rule>, Option<usize>)>,
+}
+
+impl Chosen {
+    /// A rule, and with it perhaps one of its backends.
+    fn note(&mut self, rule: &Arc<Rule>, backend: Option<usize>) {
+        let of_backend = backend.and_then(|place| rule.backends.get(place));
+        if rule
+            .filters
+            .iter()
+            .chain(of_backend.iter().flat_map(|backend| &backend.filters))
+            .any(Filter::is_for_responses)
+        {
+            self.changes = Some((rule.clone(), backend));
+        }
+    }
+
+    fn change(self, headers: &mut HeaderMap) {
+        if let Some((rule, backend)) = &self.changes {
+            filter::on_response(&rule.filters, headers);
+            if let Some(backend) = backend.and_then(|place| rule.backends.get(place)) {
+                filter::on_response(&backend.filters, headers);
+            }
+        }
+        if let Some(allowed) = self.allowed {
+            allowed.tell(headers);
+        }
+    }
+}
+
+async fn serve(
+    connection: &Connection,
+    mut head: Parts,
+    body: Incoming,
+    record: &mut Record,
+    chosen: &mut Chosen,
+) -> Result<Reply, Error> {
     let arrived = Instant::now();
     trace::begin(&mut head.headers, &mut connection.worker.rng.borrow_mut());
     headers::name_host(&mut head, connection.original_dst);
@@ -171,11 +215,21 @@ async fn serve(connection: &Connection, mut head: Parts, body: Incoming, record:
     }
     let table = route_table(connection).await?;
     let rule = &route::select(&table, &head).ok_or(Cause::NoRoute)?.rule;
+    if let Some(policy) = &rule.cors {
+        let may = cors::allowed(policy, &head.headers);
+        if let Some(answer) = cors::preflight(policy, may.as_ref(), &head) {
+            return Ok(Reply::Own(answer));
+        }
+        chosen.allowed = may;
+    }
+    chosen.note(rule, None);
     let port = connection.original_dst.port();
     if let Verdict::Answer(response) = filter::on_request(&rule.filters, &mut head, port) {
         return Ok(Reply::Own(response));
     }
-    let backend = choose_backend(rule, &mut connection.worker.rng.borrow_mut())?;
+    let place = choose_backend(rule, &mut connection.worker.rng.borrow_mut())?;
+    let backend = rule.backends.get(place).ok_or(Cause::InvalidBackend)?;
+    chosen.note(rule, Some(place));
     let cluster = backend.cluster.as_ref().ok_or(Cause::InvalidBackend)?;
     record.destination(cluster.service.as_ref());
     if let Verdict::Answer(response) = filter::on_request(&backend.filters, &mut head, port) {
@@ -189,12 +243,8 @@ async fn serve(connection: &Connection, mut head: Parts, body: Incoming, record:
         towards: Towards::Network,
         version: upstream_version(cluster, head.version),
     };
-    let mut reply = forward(&target, head, body, record).await?;
-    if let Reply::Upstream { head, .. } = &mut reply {
-        filter::on_response(&rule.filters, head);
-        filter::on_response(&backend.filters, head);
-    }
-    Ok(reply)
+    let mirrors = rule.mirrors.iter().chain(&backend.mirrors);
+    forward(&target, mirrors, head, body, record).await
 }
 
 async fn serve_inbound(
@@ -215,7 +265,7 @@ async fn serve_inbound(
         towards: Towards::Application,
         version: upstream_version(&inbound.application, head.version),
     };
-    forward(&target, head, body, record).await
+    forward(&target, iter::empty(), head, body, record).await
 }
 
 /// Asks the policies that are in force for this request.
@@ -264,15 +314,15 @@ async fn route_table(connection: &Connection) -> Result<Arc<RouteTable>, Cause> 
     }
 }
 
-/// One of the rule's backends, by weight; a rule whose weights are all 0 answers 500 (Gateway API `weight`).
-fn choose_backend<'r>(rule: &'r Rule, rng: &mut fastrand::Rng) -> Result<&'r Backend, Cause> {
+/// The place of one of the rule's backends, by weight; a rule whose weights are all 0 answers 500 (Gateway API `weight`).
+fn choose_backend(rule: &Rule, rng: &mut fastrand::Rng) -> Result<usize, Cause> {
     if let [only] = rule.backends.as_slice()
         && only.weight > 0
     {
-        return Ok(only);
+        return Ok(0);
     }
     let mut ticket = rng.u32(..rule.total_weight.max(1));
-    let chosen = rule.backends.iter().find(|backend| {
+    let chosen = rule.backends.iter().position(|backend| {
         let hit = ticket < backend.weight;
         ticket = ticket.saturating_sub(backend.weight);
         hit
@@ -281,7 +331,7 @@ fn choose_backend<'r>(rule: &'r Rule, rng: &mut fastrand::Rng) -> Result<&'r Bac
 }
 
 /// A request leaves as it came, unless the endpoints speak only the other version.
-fn upstream_version(cluster: &Cluster, came: Version) -> upstream::Version {
+pub fn upstream_version(cluster: &Cluster, came: Version) -> upstream::Version {
     match cluster.settings.upstream_http {
         UpstreamHttp::AsDownstream if came == Version::HTTP_2 => upstream::Version::Http2,
         UpstreamHttp::AsDownstream | UpstreamHttp::Http1 => upstream::Version::Http1,
@@ -290,18 +340,27 @@ fn upstream_version(cluster: &Cluster, came: Version) -> upstream::Version {
 }
 
 /// Sends the request and prepares its response for the way back.
-async fn forward(target: &Target<'_>, mut head: Parts, body: Incoming, record: &mut Record) -> Result<Reply, Error> {
+async fn forward<'m>(
+    target: &Target<'_>,
+    mirrors: impl Iterator<Item = &'m Mirror>,
+    mut head: Parts,
+    body: Incoming,
+    record: &mut Record,
+) -> Result<Reply, Error> {
     let upgrade = headers::upgrade_wanted(head.version, &head.headers);
     let downstream = head.extensions.remove::<OnUpgrade>();
     headers::remove_hop_by_hop(&mut head.headers);
     if head.version != Version::HTTP_2 {
         headers::to_origin_form(&mut head);
     }
+    // What becomes opaque has no copy.
+    let feeds = if upgrade.is_some() { Vec::new() } else { mirror::start(target.worker, mirrors, &head, &body) };
     translate::request(&mut head, target.version)?;
     if let (Some(protocol), upstream::Version::Http1) = (upgrade, target.version) {
         headers::restore_upgrade(&mut head.headers, protocol);
     }
-    let (response, lease) = attempt::send(target, head, body, record).await?;
+    let source = Source::new(head, body, target.towards, record.request_bytes.clone(), feeds);
+    let (response, lease) = attempt::send(target, source, |endpoint| record.endpoint(endpoint)).await?;
     let (mut head, body) = response.into_parts();
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let upstream = head.extensions.remove::<OnUpgrade>();

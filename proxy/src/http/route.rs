@@ -60,7 +60,8 @@ fn decode(text: &str) -> Option<String> {
     percent_decode_str(&spaced).decode_utf8().ok().map(Into::into)
 }
 
-fn string_matches(condition: &StringMatch, value: &str) -> bool {
+/// Whether a value fulfils a condition.
+pub fn string_matches(condition: &StringMatch, value: &str) -> bool {
     match condition {
         StringMatch::Exact(want) => value == want,
         StringMatch::Regex(regex) => whole(regex, value),

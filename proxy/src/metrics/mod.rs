@@ -9,6 +9,7 @@ mod by_cluster;
 mod connections;
 mod edges;
 mod handshakes;
+mod mirrors;
 mod outliers;
 mod probes;
 mod requests;
@@ -20,7 +21,8 @@ pub use access_log::{AccessLog, Format as AccessLogFormat, Line as AccessLogLine
 pub use authorization::Authorization;
 pub use connections::{Connections, Open};
 pub use handshakes::Handshakes;
-pub use outliers::Outliers;
+use mirrors::Mirrors;
+use outliers::Outliers;
 pub use probes::Probes;
 use prometheus::{Encoder, Registry, TextEncoder};
 pub use requests::{Record, RequestCache, Requests};
@@ -60,6 +62,8 @@ pub struct Metrics {
     pub tcp: Tcp,
     /// Requests sent again.
     pub retries: Retries,
+    /// Copies of requests.
+    pub mirrors: Mirrors,
     /// Endpoints taken out.
     pub outliers: Outliers,
     /// Policies' decisions.
@@ -82,6 +86,7 @@ impl Metrics {
             requests: Requests::new(&registry)?,
             tcp: Tcp::new(&registry)?,
             retries: Retries::new(&registry)?,
+            mirrors: Mirrors::new(&registry)?,
             outliers: Outliers::new(&registry)?,
             authorization: Authorization::new(&registry)?,
             handshakes: Handshakes::new(&registry)?,
@@ -100,6 +105,7 @@ impl Metrics {
         self.requests.expire(now);
         self.tcp.expire(now);
         self.retries.retain(&in_use);
+        self.mirrors.retain(&in_use);
         self.outliers.retain(&in_use);
     }
 

@@ -17,6 +17,7 @@
 
 pub mod assemble;
 pub mod cluster;
+mod cors;
 pub mod counts;
 pub mod driver;
 pub mod endpoints;

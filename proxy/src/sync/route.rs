@@ -14,7 +14,9 @@ use envoy_types::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
 };
 use envoy_types::pb::envoy::config::route::v3::route::Action;
-use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier};
+use envoy_types::pb::envoy::config::route::v3::route_action::{
+    ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy,
+};
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::{
@@ -23,17 +25,18 @@ use envoy_types::pb::envoy::config::route::v3::{
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, StringMatcher};
+use envoy_types::pb::envoy::r#type::v3::fractional_percent::DenominatorType;
 use envoy_types::pb::google::protobuf::Any;
 use http::uri::Scheme;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use prost::Name;
 
-use super::headers;
 use super::read::{self, Error, Within, at_most};
 use super::retry;
+use super::{cors, headers};
 use crate::tables::cluster::Cluster;
 use crate::tables::route::{
-    Backend, Filter, PathChange, PathMatch, Redirect, Rewrite, Route, RouteMatch, RouteTable, Rule, StringMatch,
+    Backend, Filter, Mirror, PathChange, PathMatch, Redirect, Rewrite, Route, RouteMatch, RouteTable, Rule, StringMatch,
 };
 
 /// The cluster that stands for an invalid backend reference.
@@ -85,7 +88,9 @@ fn route(route: &PbRoute, cluster: &mut dyn FnMut(&str) -> Option<Arc<Cluster>>)
     let matched = Matched::of(matches.path.as_ref());
     let mut rule = Rule {
         name: route.name.as_str().into(),
+        cors: cors::cors(&route.typed_per_filter_config)?,
         filters: Vec::new(),
+        mirrors: Vec::new(),
         backends: Vec::new(),
         total_weight: 0,
         request_timeout: None,
@@ -200,7 +205,7 @@ fn query_match(matcher: &QueryParameterMatcher) -> Result<(String, StringMatch),
     Ok((matcher.name.clone(), condition))
 }
 
-fn string_match(matcher: &StringMatcher) -> Result<StringMatch, Error> {
+pub(super) fn string_match(matcher: &StringMatcher) -> Result<StringMatch, Error> {
     if matcher.ignore_case {
         return Err(Error::new("ignore_case", "must be false"));
     }
@@ -218,6 +223,7 @@ fn forward(
     cluster: &mut dyn FnMut(&str) -> Option<Arc<Cluster>>,
 ) -> Result<(), Error> {
     rule.filters.extend(rewrite(action, matched)?.map(Filter::Rewrite));
+    rule.mirrors = mirrors(&action.request_mirror_policies, cluster)?;
     rule.request_timeout = match action.timeout.as_ref().map(read::duration).transpose().within("timeout")? {
         None => Some(ENVOY_TIMEOUT),
         Some(Duration::ZERO) => None,
@@ -227,7 +233,8 @@ fn forward(
     match &action.cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => {
             rule.total_weight = 1;
-            rule.backends.push(Backend { weight: 1, cluster: resolve(name, cluster), filters: Vec::new() });
+            let (cluster, filters, mirrors) = (resolve(name, cluster), Vec::new(), Vec::new());
+            rule.backends.push(Backend { weight: 1, cluster, filters, mirrors });
         }
         Some(ClusterSpecifier::WeightedClusters(weighted)) => {
             at_most("clusters", &weighted.clusters, MAX_BACKENDS).within("weighted_clusters")?;
@@ -249,26 +256,64 @@ fn backend(
     matched: Matched<'_>,
     cluster: &mut dyn FnMut(&str) -> Option<Arc<Cluster>>,
 ) -> Result<Backend, Error> {
-    let mut filters = Vec::new();
+    let (mut filters, mut mirrors) = (Vec::new(), Vec::new());
     let request = headers::changes("request", &weight.request_headers_to_add, &weight.request_headers_to_remove)?;
     filters.extend(request.map(Filter::RequestHeaders));
     if let Some(any) = weight.typed_per_filter_config.get("heddle") {
-        filters.extend(extra(any, matched).within("typed_per_filter_config[\"heddle\"]")?);
+        let extra = extra(any, matched, cluster).within("typed_per_filter_config[\"heddle\"]")?;
+        filters.extend(extra.filter);
+        mirrors = extra.mirrors;
     }
     let response = headers::changes("response", &weight.response_headers_to_add, &weight.response_headers_to_remove)?;
     filters.extend(response.map(Filter::ResponseHeaders));
-    Ok(Backend { weight: read::uint32(weight.weight.as_ref(), 0), cluster: resolve(&weight.name, cluster), filters })
+    let (weight, cluster) = (read::uint32(weight.weight.as_ref(), 0), resolve(&weight.name, cluster));
+    Ok(Backend { weight, cluster, filters, mirrors })
 }
 
-/// A redirect or rewrite of one backend.
-fn extra(any: &Any, matched: Matched<'_>) -> Result<Option<Filter>, Error> {
+/// What Envoy has no field for at one backend among several.
+struct Extra {
+    filter: Option<Filter>,
+    mirrors: Vec<Mirror>,
+}
+
+/// A redirect of one backend, or a rewrite and mirrors.
+fn extra(
+    any: &Any,
+    matched: Matched<'_>,
+    cluster: &mut dyn FnMut(&str) -> Option<Arc<Cluster>>,
+) -> Result<Extra, Error> {
     if any.type_url == RedirectAction::type_url() {
-        return Ok(Some(Filter::Redirect(redirect(&read::message(&any.value)?, matched)?)));
+        let filter = Some(Filter::Redirect(redirect(&read::message(&any.value)?, matched)?));
+        return Ok(Extra { filter, mirrors: Vec::new() });
     }
     if any.type_url == RouteAction::type_url() {
-        return Ok(rewrite(&read::message(&any.value)?, matched)?.map(Filter::Rewrite));
+        let action: RouteAction = read::message(&any.value)?;
+        let filter = rewrite(&action, matched)?.map(Filter::Rewrite);
+        return Ok(Extra { filter, mirrors: mirrors(&action.request_mirror_policies, cluster)? });
     }
     Err(Error::new("type_url", format!("is {:?}, must be a RedirectAction or RouteAction", any.type_url)))
+}
+
+/// A mirror to a cluster that does not exist mirrors nothing.
+fn mirrors(
+    policies: &[RequestMirrorPolicy],
+    cluster: &mut dyn FnMut(&str) -> Option<Arc<Cluster>>,
+) -> Result<Vec<Mirror>, Error> {
+    at_most("request_mirror_policies", policies, MAX_MIRRORS)?;
+    let mut mirrors = Vec::new();
+    for (index, policy) in policies.iter().enumerate() {
+        let share = policy.runtime_fraction.as_ref().and_then(|fraction| fraction.default_value);
+        let per_million = match share.map(|share| (share.numerator, DenominatorType::try_from(share.denominator))) {
+            None => 1_000_000,
+            Some((numerator, Ok(DenominatorType::Million))) => numerator,
+            Some(_) => {
+                let error = Error::new("runtime_fraction.default_value.denominator", "must be MILLION");
+                return Err(error).nth("request_mirror_policies", index);
+            }
+        };
+        mirrors.extend(resolve(&policy.cluster, cluster).map(|cluster| Mirror { cluster, per_million }));
+    }
+    Ok(mirrors)
 }
 
 fn resolve(name: &str, cluster: &mut dyn FnMut(&str) -> Option<Arc<Cluster>>) -> Option<Arc<Cluster>> {
@@ -401,5 +446,7 @@ const ENVOY_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_ROUTES: usize = 4_096;
 /// Conditions on headers, and on query parameters, of one route. Chosen: the Gateway API allows 16.
 const MAX_CONDITIONS: usize = 64;
+/// Mirrors of one rule or backend. Chosen: the Gateway API allows 16 filters.
+const MAX_MIRRORS: usize = 64;
 /// Backends of one rule. Chosen: the Gateway API allows 16.
 const MAX_BACKENDS: usize = 128;

@@ -68,8 +68,12 @@ pub enum StringMatch {
 pub struct Rule {
     /// The route object and rule this came from, for metrics and `explain`.
     pub name: Arc<str>,
+    /// What pages of other origins may do; `None`: nothing is said to them.
+    pub cors: Option<Cors>,
     /// Applied in this order, to the request or later to its response.
     pub filters: Vec<Filter>,
+    /// Where copies of requests go.
+    pub mirrors: Vec<Mirror>,
     /// Where requests go, by weight; empty only if a filter answers.
     pub backends: Vec<Backend>,
     /// Sum of the backends' weights.
@@ -91,6 +95,43 @@ pub struct Backend {
     pub cluster: Option<Arc<Cluster>>,
     /// Applied after the rule's own filters.
     pub filters: Vec<Filter>,
+    /// Where copies go besides the rule's own mirrors.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// Copies of requests.
+#[derive(Debug)]
+pub struct Mirror {
+    /// Where they go.
+    pub cluster: Arc<Cluster>,
+    /// Share of the requests, in millionths.
+    pub per_million: u32,
+}
+
+/// What pages of other origins may do.
+#[derive(Debug)]
+pub struct Cors {
+    /// Whose pages; exactly `*` is all of them.
+    pub origins: Vec<StringMatch>,
+    /// Whether credentials may be sent along.
+    pub credentials: bool,
+    /// Methods.
+    pub methods: Names,
+    /// Request headers.
+    pub headers: Names,
+    /// Response headers that pages may read.
+    pub exposed: Names,
+    /// Seconds for which a preflight's answer may be kept.
+    pub max_age: HeaderValue,
+}
+
+/// Names in a list.
+#[derive(Debug)]
+pub enum Names {
+    /// Every name.
+    Any,
+    /// These, as they stand in a header; none: nothing is said.
+    These(Option<HeaderValue>),
 }
 
 /// When and how often a failed attempt is made again by policy.
@@ -121,6 +162,13 @@ pub enum Filter {
     Redirect(Redirect),
     /// Changes host or path before sending upstream.
     Rewrite(Rewrite),
+}
+
+impl Filter {
+    /// Whether it changes responses.
+    pub fn is_for_responses(&self) -> bool {
+        matches!(self, Self::ResponseHeaders(_))
+    }
 }
 
 /// Header changes: `set` replaces, `add` appends, `remove` deletes; in this order.

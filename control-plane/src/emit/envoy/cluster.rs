@@ -103,12 +103,12 @@ fn base(name: &str, settings: &Settings) -> PbCluster {
     }
 }
 
-/// The ALPN here is a fallback for connections no listener of ours gave another.
+/// The ALPN here is for copies of requests, which come without what listeners say is offered.
 fn mutual_tls(cluster: &Cluster, settings: &EnvoySettings) -> Vec<TransportSocketMatch> {
     if cluster.identities.is_empty() {
         return Vec::new();
     }
-    let alpn = fixed_alpn(cluster.settings.upstream_http).unwrap_or(&tls::OFFER_TCP);
+    let alpn = fixed_alpn(cluster.settings.upstream_http).unwrap_or(&tls::OFFER_HTTP1);
     vec![TransportSocketMatch {
         name: pb::MATCH_MTLS.to_owned(),
         r#match: Some(pb::single(pb::MATCH_KEY, pb::MATCH_MTLS)),

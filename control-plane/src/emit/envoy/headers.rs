@@ -23,18 +23,12 @@ pub struct Changes {
 impl Changes {
     /// What `filters` do to a request.
     pub fn request<'m>(filters: impl IntoIterator<Item = &'m Filter>) -> Self {
-        Self::fold(filters.into_iter().filter_map(|filter| match filter {
-            Filter::RequestHeaders(changes) => Some(changes),
-            Filter::ResponseHeaders(_) | Filter::Redirect(_) | Filter::Rewrite(_) => None,
-        }))
+        Self::fold(filters.into_iter().filter_map(Filter::request_headers))
     }
 
     /// What `filters` do to a response.
     pub fn response<'m>(filters: impl IntoIterator<Item = &'m Filter>) -> Self {
-        Self::fold(filters.into_iter().filter_map(|filter| match filter {
-            Filter::ResponseHeaders(changes) => Some(changes),
-            Filter::RequestHeaders(_) | Filter::Redirect(_) | Filter::Rewrite(_) => None,
-        }))
+        Self::fold(filters.into_iter().filter_map(Filter::response_headers))
     }
 
     fn fold<'m>(all: impl Iterator<Item = &'m HeaderChanges>) -> Self {

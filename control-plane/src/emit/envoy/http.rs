@@ -5,16 +5,13 @@
 
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier;
-use envoy_types::pb::envoy::config::accesslog::v3::{AccessLogFilter, ResponseFlagFilter};
-use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::http1_protocol_options::{HeaderKeyFormat, header_key_format};
 use envoy_types::pb::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use envoy_types::pb::envoy::config::core::v3::{
-    HeaderValue, HeaderValueOption, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions,
-    SchemeHeaderTransformation, TypedExtensionConfig,
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, SchemeHeaderTransformation, TypedExtensionConfig,
 };
 use envoy_types::pb::envoy::config::listener::v3::Filter;
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::http::set_filter_state::v3::Config as SetFilterState;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -22,14 +19,14 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     SetCurrentClientCertDetails, UpgradeConfig,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, HttpFilter, LocalReplyConfig, RequestIdExtension, ResponseMapper, http_filter,
+    HttpConnectionManager, HttpFilter, RequestIdExtension, http_filter,
 };
 use envoy_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use envoy_types::pb::google::protobuf::Any;
 
-use super::chain;
-use crate::emit::pb;
+use super::{chain, reply};
+use crate::emit::{cors, pb};
 
 /// What differs between connection managers.
 pub struct Manager {
@@ -97,10 +94,10 @@ impl Manager {
             ..HttpConnectionManager::default()
         };
         let manager = match self.side {
-            Side::Outbound => manager,
+            Side::Outbound => HttpConnectionManager { local_reply_config: Some(reply::outbound()), ..manager },
             Side::Inbound { caller: Caller::Anyone, .. } => inbound(manager),
             Side::Inbound { caller: Caller::Sidecar, .. } => {
-                HttpConnectionManager { local_reply_config: Some(undelivered()), ..inbound(manager) }
+                HttpConnectionManager { local_reply_config: Some(reply::to_sidecar()), ..inbound(manager) }
             }
         };
         chain::network("envoy.filters.network.http_connection_manager", &manager)
@@ -122,22 +119,6 @@ fn inbound(manager: HttpConnectionManager) -> HttpConnectionManager {
     }
 }
 
-/// Marks the answer to a request for which the application could not be reached.
-fn undelivered() -> LocalReplyConfig {
-    let unreachable = ResponseFlagFilter { flags: vec![UPSTREAM_UNREACHABLE.to_owned()] };
-    let mark = HeaderValueOption {
-        header: Some(HeaderValue { key: UNDELIVERED.to_owned(), value: "true".to_owned(), ..HeaderValue::default() }),
-        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd as i32,
-        ..HeaderValueOption::default()
-    };
-    let mapper = ResponseMapper {
-        filter: Some(AccessLogFilter { filter_specifier: Some(FilterSpecifier::ResponseFlagFilter(unreachable)) }),
-        headers_to_add: vec![mark],
-        ..ResponseMapper::default()
-    };
-    LocalReplyConfig { mappers: vec![mapper], ..LocalReplyConfig::default() }
-}
-
 /// An HTTP filter.
 pub fn http_filter(name: &str, config: Any) -> HttpFilter {
     HttpFilter {
@@ -150,6 +131,11 @@ pub fn http_filter(name: &str, config: Any) -> HttpFilter {
 /// Makes upstream TLS offer `alpn` for every request that no route says otherwise of.
 pub fn offer_filter(alpn: &[&str]) -> HttpFilter {
     http_filter(OFFER, offer(alpn))
+}
+
+/// Answers preflights, where a route has a policy for them.
+pub fn cors_filter() -> HttpFilter {
+    http_filter(cors::FILTER, pb::any(&Cors {}))
 }
 
 /// The configuration of [`offer_filter`], as a route may override it.
@@ -219,8 +205,6 @@ pub const UNDELIVERED: &str = "x-heddle-undelivered";
 pub const DRAINING: &str = "x-heddle-draining";
 /// By this header a sidecar names the cause of its own answer.
 pub const ERROR: &str = "x-heddle-error";
-/// Envoy's flag of an answer it gave because it could not connect (Envoy, "Access logging", `%RESPONSE_FLAGS%`).
-const UPSTREAM_UNREACHABLE: &str = "UF";
 
 /// KiB of headers in a request: the sidecar's own limit.
 const HEADERS_KB: u32 = 64;

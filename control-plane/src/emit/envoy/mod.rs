@@ -36,6 +36,7 @@ mod outbound;
 mod path;
 mod rbac;
 mod redirect;
+mod reply;
 mod retry;
 mod route;
 pub mod tls;

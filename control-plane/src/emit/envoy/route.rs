@@ -1,7 +1,7 @@
 //! `RouteConfiguration`: one virtual host for every name, because the original destination has chosen the table.
 //!
 //! A backend whose reference is invalid stays among the weights under a name no cluster has, which Envoy answers with
-//! 500; a rule with nothing else is answered so directly.
+//! 500; so is a rule without backends. A direct response would know neither a backend's filters nor CORS.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::config::route::v3::route_action::{
 };
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::{ClusterWeight, cluster_weight};
 use envoy_types::pb::envoy::config::route::v3::{
-    DirectResponseAction, HeaderMatcher, QueryParameterMatcher, Route as PbRoute, RouteAction, RouteConfiguration,
+    HeaderMatcher, QueryParameterMatcher, Route as PbRoute, RouteAction, RouteConfiguration,
     RouteMatch as PbRouteMatch, VirtualHost, WeightedCluster,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher;
@@ -24,8 +24,8 @@ use heddle_xds::resource::Resource;
 
 use super::headers::Changes;
 use super::{cluster, http, path, redirect, retry};
-use crate::emit::pb;
-use crate::model::route::{HeaderMatch, PathChange, QueryMatch, Rewrite, StringMatch};
+use crate::emit::{cors, mirrors, pb};
+use crate::model::route::{HeaderMatch, PathChange, QueryMatch, StringMatch};
 use crate::model::{Backend, Cluster, Filter, ResourceName, Route, RouteTable, Rule};
 
 /// The clusters routes may name.
@@ -67,26 +67,30 @@ pub fn all_to(cluster: &str, rule: &Rule) -> PbRoute {
 
 fn route(route: &Route, port: u16, clusters: &Clusters<'_>) -> PbRoute {
     let rule = &*route.rule;
-    let base = PbRoute { name: rule.name.to_string(), r#match: Some(matches(route)), ..PbRoute::default() };
-    let redirect = rule.filters.iter().find_map(|filter| match filter {
-        Filter::Redirect(redirect) => Some(redirect),
-        Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) | Filter::Rewrite(_) => None,
-    });
-    if let Some(redirect) = redirect {
+    let cors = rule.filters.iter().find_map(Filter::cors);
+    let base = PbRoute {
+        name: rule.name.to_string(),
+        r#match: Some(matches(route)),
+        typed_per_filter_config: cors.map(cors::entry).into_iter().collect(),
+        ..PbRoute::default()
+    };
+    if let Some(redirect) = rule.filters.iter().find_map(Filter::redirect) {
         let action = redirect::action(redirect, route.matches.path.as_ref(), port);
         return with_response_changes(PbRoute { action: Some(Action::Redirect(action)), ..base }, &rule.filters);
     }
-    let shares: Vec<&Backend> = rule.backends.iter().filter(|backend| backend.weight > 0).collect();
-    if shares.iter().all(|backend| backend.cluster.is_none()) {
-        let failure = DirectResponseAction { status: INVALID_BACKEND, ..DirectResponseAction::default() };
-        return with_response_changes(PbRoute { action: Some(Action::DirectResponse(failure)), ..base }, &rule.filters);
+    let nowhere = Backend { weight: 1, cluster: None, filters: Vec::new() };
+    let mut shares: Vec<&Backend> = rule.backends.iter().filter(|backend| backend.weight > 0).collect();
+    if shares.is_empty() {
+        shares.push(&nowhere);
     }
     let action = RouteAction {
         regex_rewrite: path_rewrite(rule).map(|change| path::substitution(change, route.matches.path.as_ref())),
+        request_mirror_policies: mirrors::policies(mirroring(rule, &shares)),
         ..forward(rule)
     };
     match shares.as_slice() {
-        [one] => single(base, action, rule, one, clusters),
+        // A route's own filter configuration has one entry.
+        [one] if cors.is_none() => single(base, action, rule, one, clusters),
         shares => PbRoute { action: Some(Action::Route(weighted(action, rule, shares, clusters))), ..base },
     }
 }
@@ -142,7 +146,7 @@ struct Share {
 
 fn share(rule: &Rule, backend: &Backend, clusters: &Clusters<'_>) -> Share {
     let filters = || rule.filters.iter().chain(&backend.filters);
-    let rewritten = filters().filter_map(rewrite).filter_map(|rewrite| rewrite.hostname.clone()).next_back();
+    let rewritten = filters().filter_map(Filter::rewrite).filter_map(|rewrite| rewrite.hostname.clone()).next_back();
     let request = Changes::request(filters());
     let upstream = backend.cluster.as_ref().and_then(|name| clusters.get(name));
     let alpn = upstream.and_then(|cluster| cluster::fixed_alpn(cluster.settings.upstream_http));
@@ -170,16 +174,15 @@ fn with_response_changes(route: PbRoute, filters: &[Filter]) -> PbRoute {
     PbRoute { response_headers_to_add: changes.add, response_headers_to_remove: changes.remove, ..route }
 }
 
-fn rewrite(filter: &Filter) -> Option<&Rewrite> {
-    match filter {
-        Filter::Rewrite(rewrite) => Some(rewrite),
-        Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) | Filter::Redirect(_) => None,
-    }
+/// The filters a route may mirror by: Envoy has no mirrors of one backend among several.
+fn mirroring<'r>(rule: &'r Rule, shares: &[&'r Backend]) -> impl Iterator<Item = &'r Filter> {
+    let only = if let [only] = shares { only.filters.as_slice() } else { &[] };
+    rule.filters.iter().chain(only)
 }
 
 /// The last rewrite of the path among the rule's own filters; Envoy has none for a backend.
 fn path_rewrite(rule: &Rule) -> Option<&PathChange> {
-    rule.filters.iter().filter_map(rewrite).filter_map(|rewrite| rewrite.path.as_ref()).next_back()
+    rule.filters.iter().filter_map(Filter::rewrite).filter_map(|rewrite| rewrite.path.as_ref()).next_back()
 }
 
 fn matches(route: &Route) -> PbRouteMatch {
@@ -199,7 +202,8 @@ pub(in crate::emit) fn header_match(condition: &HeaderMatch) -> HeaderMatcher {
     header(name, string(&condition.value))
 }
 
-fn header(name: &str, value: StringMatcher) -> HeaderMatcher {
+/// A field whose values, joined, are like `value`.
+pub(super) fn header(name: &str, value: StringMatcher) -> HeaderMatcher {
     HeaderMatcher {
         name: name.to_owned(),
         header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(value)),
@@ -228,4 +232,4 @@ fn exact(value: &str) -> StringMatcher {
 /// Named where a backend's reference is invalid; no Service's cluster can be called so, because they have slashes.
 pub(in crate::emit) const NO_CLUSTER: &str = "invalid-backend";
 /// Gateway API, `BackendRefs`: an invalid reference is answered 500.
-const INVALID_BACKEND: u32 = 500;
+pub(super) const INVALID_BACKEND: u32 = 500;

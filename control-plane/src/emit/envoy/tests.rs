@@ -311,10 +311,12 @@ fn a_share_of_an_invalid_backend_names_no_cluster_and_a_share_of_zero_is_left_ou
 }
 
 #[test]
-fn a_rule_without_a_valid_backend_answers_500_itself() {
+fn a_rule_without_a_valid_backend_goes_to_no_cluster() {
     let tables = routes(&all());
-    let Some(Action::DirectResponse(answer)) = &route(&tables, "shop/web/80", 3).action else { panic!("response") };
-    assert_eq!(answer.status, 500);
+    let Some(Action::Route(action)) = &route(&tables, "shop/web/80", 3).action else { panic!("route") };
+    assert_eq!(action.cluster_specifier, Some(ClusterSpecifier::Cluster("invalid-backend".to_owned())));
+    // INTERNAL_SERVER_ERROR.
+    assert_eq!(action.cluster_not_found_response_code, 2);
 }
 
 #[test]

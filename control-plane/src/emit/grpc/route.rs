@@ -13,7 +13,7 @@ use heddle_xds::resource::Resource;
 
 use crate::emit::{envoy, pb};
 use crate::model::route::{PathMatch, RetryPolicy};
-use crate::model::{Backend, Filter, ResourceName, Route, RouteTable, Rule};
+use crate::model::{Backend, ResourceName, Route, RouteTable, Rule};
 
 /// A route table. Its virtual host is for every authority: the target has chosen the table.
 pub fn table(table: &RouteTable) -> Resource {
@@ -64,7 +64,7 @@ fn path(path: Option<&PathMatch>) -> PathSpecifier {
 /// A call cannot be redirected: like an action gRPC does not know, it fails.
 fn action(rule: &Rule) -> Action {
     let shares: Vec<&Backend> = rule.backends.iter().filter(|backend| backend.weight > 0).collect();
-    let redirects = rule.filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
+    let redirects = rule.filters.iter().any(|filter| filter.redirect().is_some());
     if redirects || shares.iter().all(|backend| backend.cluster.is_none()) {
         return Action::DirectResponse(DirectResponseAction { status: FAILED, ..DirectResponseAction::default() });
     }

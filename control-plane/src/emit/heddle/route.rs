@@ -7,8 +7,9 @@
 //!   response headers. With a redirect nothing is sent upstream, so rewrites and backends are left out beside it.
 //! - A path that is replaced whole, or whose prefix is cut off, is a `regex_rewrite` in one of two forms
 //!   ([`PathForm`]); Envoy has no other way to say so.
-//! - Redirects and rewrites of a single backend, for which `ClusterWeight` has no field, are a `RouteAction` or
+//! - Redirects, rewrites and mirrors of a single backend, for which `ClusterWeight` has no field, are a `RouteAction` or
 //!   `RedirectAction` in its `typed_per_filter_config["heddle"]`.
+//! - CORS is the configuration of Envoy's own filter for it.
 //!
 //! Facts: service, sources.
 
@@ -36,10 +37,8 @@ use heddle_xds::resource::Resource;
 use serde::Serialize;
 
 use super::headers::Changes;
-use crate::emit::pb;
-use crate::model::route::{
-    HeaderChanges, PathChange, PathMatch, Redirect, RetryPolicy, Rewrite, RouteMatch, Scheme, StringMatch,
-};
+use crate::emit::{cors, mirrors, pb};
+use crate::model::route::{PathChange, PathMatch, Redirect, RetryPolicy, RouteMatch, Scheme, StringMatch};
 use crate::model::{Backend, Filter, Route, RouteTable, Rule, ServiceName, SourceRef};
 
 /// The cluster of a backend reference that is invalid. Every cluster's name has a slash, so none is called this.
@@ -72,8 +71,8 @@ struct Facts<'m> {
 
 fn route(route: &Route) -> PbRoute {
     let rule = &*route.rule;
-    let request = Changes::of(rule.filters.iter().filter_map(request_headers));
-    let response = Changes::of(rule.filters.iter().filter_map(response_headers));
+    let request = Changes::of(rule.filters.iter().filter_map(Filter::request_headers));
+    let response = Changes::of(rule.filters.iter().filter_map(Filter::response_headers));
     PbRoute {
         name: rule.name.to_string(),
         r#match: Some(route_match(&route.matches)),
@@ -82,6 +81,7 @@ fn route(route: &Route) -> PbRoute {
         request_headers_to_remove: request.remove,
         response_headers_to_add: response.write,
         response_headers_to_remove: response.remove,
+        typed_per_filter_config: rule.filters.iter().find_map(Filter::cors).map(cors::entry).into_iter().collect(),
         ..PbRoute::default()
     }
 }
@@ -125,7 +125,7 @@ fn string_match(condition: &StringMatch) -> StringMatcher {
 }
 
 fn action(rule: &Rule, matches: &RouteMatch) -> Action {
-    if let Some(redirect) = rule.filters.iter().find_map(redirect) {
+    if let Some(redirect) = rule.filters.iter().find_map(Filter::redirect) {
         return Action::Redirect(redirect_action(redirect, matches));
     }
     if rule.backends.is_empty() {
@@ -141,17 +141,17 @@ fn action(rule: &Rule, matches: &RouteMatch) -> Action {
         // Zero is no limit; absent would be Envoy's 15 s.
         timeout: Some(pb::duration(rule.request_timeout.unwrap_or_default())),
         retry_policy: retry_policy(rule),
-        ..rewrite_action(&rule.filters, matches)
+        ..request_action(&rule.filters, matches)
     })
 }
 
 fn cluster_weight(backend: &Backend, matches: &RouteMatch) -> ClusterWeight {
-    let request = Changes::of(backend.filters.iter().filter_map(request_headers));
-    let response = Changes::of(backend.filters.iter().filter_map(response_headers));
-    let rewrites = backend.filters.iter().any(|filter| rewrite(filter).is_some());
-    let extra = match backend.filters.iter().find_map(redirect) {
+    let request = Changes::of(backend.filters.iter().filter_map(Filter::request_headers));
+    let response = Changes::of(backend.filters.iter().filter_map(Filter::response_headers));
+    let changes = backend.filters.iter().any(|filter| filter.rewrite().is_some() || filter.mirror().is_some());
+    let extra = match backend.filters.iter().find_map(Filter::redirect) {
         Some(redirect) => Some(pb::any(&redirect_action(redirect, matches))),
-        None => rewrites.then(|| pb::any(&rewrite_action(&backend.filters, matches))),
+        None => changes.then(|| pb::any(&request_action(&backend.filters, matches))),
     };
     let cluster = backend.cluster.as_ref().map_or(INVALID_CLUSTER, |cluster| cluster.as_str());
     ClusterWeight {
@@ -194,10 +194,10 @@ fn redirect_action(redirect: &Redirect, matches: &RouteMatch) -> RedirectAction 
     }
 }
 
-/// A `RouteAction` that holds what rewrites say and nothing else.
-fn rewrite_action(filters: &[Filter], matches: &RouteMatch) -> RouteAction {
-    let mut action = RouteAction::default();
-    for rewrite in filters.iter().filter_map(rewrite) {
+/// A `RouteAction` that holds what rewrites and mirrors say and nothing else.
+fn request_action(filters: &[Filter], matches: &RouteMatch) -> RouteAction {
+    let mut action = RouteAction { request_mirror_policies: mirrors::policies(filters), ..RouteAction::default() };
+    for rewrite in filters.iter().filter_map(Filter::rewrite) {
         if let Some(hostname) = &rewrite.hostname {
             action.host_rewrite_specifier = Some(HostRewriteSpecifier::HostRewriteLiteral(hostname.clone()));
         }
@@ -324,34 +324,6 @@ fn grpc_header(code: &u16) -> HeaderMatcher {
             code.to_string(),
         )))),
         ..HeaderMatcher::default()
-    }
-}
-
-fn request_headers(filter: &Filter) -> Option<&HeaderChanges> {
-    match filter {
-        Filter::RequestHeaders(changes) => Some(changes),
-        Filter::ResponseHeaders(_) | Filter::Redirect(_) | Filter::Rewrite(_) => None,
-    }
-}
-
-fn response_headers(filter: &Filter) -> Option<&HeaderChanges> {
-    match filter {
-        Filter::ResponseHeaders(changes) => Some(changes),
-        Filter::RequestHeaders(_) | Filter::Redirect(_) | Filter::Rewrite(_) => None,
-    }
-}
-
-fn redirect(filter: &Filter) -> Option<&Redirect> {
-    match filter {
-        Filter::Redirect(redirect) => Some(redirect),
-        Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) | Filter::Rewrite(_) => None,
-    }
-}
-
-fn rewrite(filter: &Filter) -> Option<&Rewrite> {
-    match filter {
-        Filter::Rewrite(rewrite) => Some(rewrite),
-        Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) | Filter::Redirect(_) => None,
     }
 }
 

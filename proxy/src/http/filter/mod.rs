@@ -4,9 +4,8 @@ mod changes;
 mod redirect;
 mod rewrite;
 
-use http::Response;
 use http::request::Parts;
-use http::response;
+use http::{HeaderMap, Response};
 
 use super::body::Body;
 use crate::tables::route::Filter;
@@ -32,11 +31,11 @@ pub fn on_request(filters: &[Filter], request: &mut Parts, port: u16) -> Verdict
     Verdict::Continue
 }
 
-/// Applies `filters` to the head of a response.
-pub fn on_response(filters: &[Filter], response: &mut response::Parts) {
+/// Applies `filters` to the headers of a response.
+pub fn on_response(filters: &[Filter], response: &mut HeaderMap) {
     for filter in filters {
         match filter {
-            Filter::ResponseHeaders(changes) => changes::apply(changes, &mut response.headers),
+            Filter::ResponseHeaders(changes) => changes::apply(changes, response),
             Filter::RequestHeaders(_) | Filter::Rewrite(_) | Filter::Redirect(_) => {}
         }
     }

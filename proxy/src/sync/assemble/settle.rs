@@ -176,8 +176,10 @@ fn unanswered_route(table: &Arc<str>) -> Route {
     let cluster = Some(Arc::new(make_cluster(table, &unanswered_settings(), &ClusterEntry::default())));
     let rule = Rule {
         name: "unanswered".into(),
+        cors: None,
         filters: Vec::new(),
-        backends: vec![Backend { weight: 1, cluster, filters: Vec::new() }],
+        mirrors: Vec::new(),
+        backends: vec![Backend { weight: 1, cluster, filters: Vec::new(), mirrors: Vec::new() }],
         total_weight: 1,
         request_timeout: None,
         try_timeout: None,

@@ -1,0 +1,75 @@
+//! What a route does besides choosing a backend, between sidecars over mutual TLS.
+
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use heddle_proxy::tables::TlsMode;
+use heddle_proxy::tables::cluster::{Cluster, Settings};
+use heddle_proxy::tables::listener::Protocol;
+use heddle_proxy::tables::route::Mirror;
+use heddle_tests::pods::{Mesh, MeshPod};
+use heddle_tests::{eventually, metrics, origin, tables, talk};
+use http::{Request, Response};
+use http_body_util::Full;
+
+const VIP: &str = "10.96.0.1:80";
+const LONG: usize = 48 * 1024;
+
+#[test]
+fn copies_of_requests_go_where_mirrors_say_and_change_nothing_for_the_client() {
+    let mesh = Mesh::new();
+    let mut client = mesh.pod("client", 2);
+    let [api, shadow, gone] =
+        [("api", 10), ("shadow", 11), ("gone", 12)].map(|(name, number)| server(&mesh, name, number));
+    origin::echo(&api, 8080, "api");
+    let copies = Arc::new(Mutex::new(Vec::new()));
+    let kept = copies.clone();
+    // It never answers, which nobody waits for.
+    origin::http_in_time(&shadow, 8080, move |request| {
+        kept.lock().unwrap().push(request);
+        std::future::pending::<Response<Full<Bytes>>>()
+    });
+    let mirror = |to, per_million| Mirror { cluster: to, per_million };
+    let mut rule = tables::rule(vec![(1, cluster(&api, "api"))]);
+    let shadow = cluster(&shadow, "shadow");
+    rule.mirrors =
+        vec![mirror(shadow.clone(), 1_000_000), mirror(shadow, 0), mirror(cluster(&gone, "gone"), 1_000_000)];
+    let mut known = tables::nothing("client");
+    tables::destination(&mut known, VIP.parse().unwrap(), Protocol::Http, rule);
+    client.meshed_sidecar(&mesh, 1, known);
+
+    let body = "x".repeat(LONG);
+    let head = "Host: api\r\nConnection: close\r\n";
+    let post = format!("POST /a?b HTTP/1.1\r\n{head}Content-Length: {LONG}\r\nx-mine: 1\r\n\r\n{body}");
+    for request in [post.as_str(), &format!("GET / HTTP/1.1\r\n{head}\r\n")] {
+        let response = talk::request(&client, VIP.parse().unwrap(), request);
+        assert!(response.status() == 200 && response.body.starts_with("api\n"), "{response:?}");
+    }
+    eventually("each request was copied once", || (copies.lock().unwrap().len() == 2).then_some(()));
+    eventually("copies to nowhere are counted", || {
+        let labels = ["cluster=\"gone\"", "outcome=\"undelivered\""];
+        (metrics::sum(&metrics::page(&client), "heddle_mirrored_requests_total", &labels) >= 2.0).then_some(())
+    });
+    let copies = copies.lock().unwrap();
+    let find = |method: &str| copies.iter().find(|copy| copy.method() == method).unwrap();
+    let field =
+        |of: &Request<Bytes>, name: &str| of.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+    let copy = find("POST");
+    assert_eq!((copy.uri().to_string().as_str(), copy.body().len()), ("/a?b", LONG));
+    assert_eq!(field(copy, "host").as_deref(), Some("api"));
+    assert_eq!(field(copy, "x-mine").as_deref(), Some("1"));
+    assert!(field(copy, "x-forwarded-client-cert").is_some_and(|by| by.contains("/sa/client")), "{copy:?}");
+    assert!(find("GET").body().is_empty());
+}
+
+fn server(mesh: &Mesh, name: &'static str, number: u8) -> MeshPod {
+    let mut server = mesh.pod(name, number);
+    server.meshed_sidecar(mesh, 1, tables::inbound(name, tables::port(Protocol::Detect, TlsMode::Strict)));
+    server
+}
+
+fn cluster(server: &MeshPod, name: &str) -> Arc<Cluster> {
+    tables::cluster(name, vec![tables::meshed(server.v4(8080), &server.spiffe_id())], Settings::default())
+}
