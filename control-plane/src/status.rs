@@ -73,6 +73,8 @@ pub enum ConditionType {
     ResolvedRefs,
     /// Present and true where a part of the object is not in force.
     PartiallyInvalid,
+    /// Present and true where something nearer to the requests says otherwise.
+    Overridden,
 }
 
 /// Reasons, Gateway API's where it has one (`RouteConditionReason`, `PolicyConditionReason`).
@@ -88,6 +90,8 @@ pub enum Reason {
     UnsupportedValue,
     /// Another object holds the same place and wins.
     Conflicted,
+    /// Another object holds a nearer place and comes first there (GEP-713).
+    Overridden,
     /// A target is not there.
     TargetNotFound,
     /// A value cannot be meant.

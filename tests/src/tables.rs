@@ -81,6 +81,7 @@ pub fn rule(backends: Vec<(u32, Arc<Cluster>)>) -> Rule {
         request_timeout: None,
         try_timeout: None,
         retry: None,
+        session: None,
     }
 }
 

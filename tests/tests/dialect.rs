@@ -138,6 +138,23 @@ fn cors_arrives_whole() {
 }
 
 #[test]
+fn sessions_arrive_beside_cors() {
+    let cors = Cors { origins: vec![Origin::Any], max_age: 5, ..Cors::default() };
+    let cookie = |lifetime| Some(model::route::Session::Cookie { name: "Cart".into(), lifetime });
+    for (session, arrived) in [
+        (None, "None"),
+        (cookie(None), r#"Some(Cookie { name: "Cart", lifetime: None })"#),
+        (cookie(Some(Duration::from_secs(60))), r#"Some(Cookie { name: "Cart", lifetime: Some(60s) })"#),
+        (Some(model::route::Session::Header { name: "x-cart".into() }), r#"Some(Header("x-cart"))"#),
+    ] {
+        let rule = model::Rule { session, ..rule(vec![model::Filter::Cors(cors.clone())]) };
+        let table = through(&[route(RouteMatch::default(), rule)]);
+        assert_eq!(format!("{:?}", table.routes[0].rule.session), arrived);
+        assert!(table.routes[0].rule.cors.is_some());
+    }
+}
+
+#[test]
 fn backends_arrive_with_weight_filters_and_the_invalid_one_as_none() {
     let backends = vec![
         backend(90, Some("cart"), Vec::new()),
@@ -532,6 +549,7 @@ fn rule(filters: Vec<model::Filter>) -> model::Rule {
         request_timeout: None,
         try_timeout: None,
         retry: None,
+        session: None,
     }
 }
 

@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
+use heddle_proxy::balance::outlier;
 use heddle_proxy::tables::TlsMode;
-use heddle_proxy::tables::cluster::{Cluster, Settings};
+use heddle_proxy::tables::cluster::{Cluster, LoadBalancing, Settings};
 use heddle_proxy::tables::listener::Protocol;
-use heddle_proxy::tables::route::Mirror;
+use heddle_proxy::tables::route::{Mirror, Session};
 use heddle_tests::pods::{Mesh, MeshPod};
 use heddle_tests::{eventually, metrics, origin, tables, talk};
 use http::{Request, Response};
@@ -49,7 +52,7 @@ fn copies_of_requests_go_where_mirrors_say_and_change_nothing_for_the_client() {
     }
     eventually("each request was copied once", || (copies.lock().unwrap().len() == 2).then_some(()));
     eventually("copies to nowhere are counted", || {
-        let labels = ["cluster=\"gone\"", "outcome=\"undelivered\""];
+        let labels = ["cluster=\"shop/gone/80\"", "outcome=\"undelivered\""];
         (metrics::sum(&metrics::page(&client), "heddle_mirrored_requests_total", &labels) >= 2.0).then_some(())
     });
     let copies = copies.lock().unwrap();
@@ -62,6 +65,62 @@ fn copies_of_requests_go_where_mirrors_say_and_change_nothing_for_the_client() {
     assert_eq!(field(copy, "x-mine").as_deref(), Some("1"));
     assert!(field(copy, "x-forwarded-client-cert").is_some_and(|by| by.contains("/sa/client")), "{copy:?}");
     assert!(find("GET").body().is_empty());
+}
+
+#[test]
+fn a_client_comes_back_to_the_endpoint_that_answered_it_until_that_is_gone() {
+    let mesh = Mesh::new();
+    let mut client = mesh.pod("client", 2);
+    let servers = [("api-a", 10), ("api-b", 11), ("api-c", 12)].map(|(name, number)| server(&mesh, name, number));
+    let gone = Arc::new(AtomicBool::new(false));
+    for (server, name) in servers.iter().zip(["a", "b", "c"]) {
+        let gone = gone.clone();
+        origin::http(server, 8080, move |_| {
+            let failing = name == "a" && gone.load(Ordering::SeqCst);
+            Response::builder().status(if failing { 503 } else { 200 }).body(Full::from(name)).unwrap()
+        });
+    }
+    let outlier = Some(outlier::Settings { consecutive_failures: 2, ..outlier::Settings::default() });
+    let settings = Settings { policy: LoadBalancing::RoundRobin, outlier, ..Settings::default() };
+    let endpoints =
+        |servers: &[MeshPod]| servers.iter().map(|pod| tables::meshed(pod.v4(8080), &pod.spiffe_id())).collect();
+    // Two backends: a session comes before weights.
+    let mut rule = tables::rule(vec![
+        (1, tables::cluster("first", endpoints(&servers[..2]), settings.clone())),
+        (1, tables::cluster("second", endpoints(&servers[2..]), settings)),
+    ]);
+    rule.session = Some(Session::Cookie { name: "cart".into(), lifetime: Some(Duration::from_secs(60)) });
+    let mut known = tables::nothing("client");
+    tables::destination(&mut known, VIP.parse().unwrap(), Protocol::Http, rule);
+    client.meshed_sidecar(&mesh, 1, known);
+
+    let ask = |cookie: &str| {
+        let get = format!("GET / HTTP/1.1\r\nHost: api\r\nCookie: a=b; {cookie}\r\nConnection: close\r\n\r\n");
+        talk::request(&client, VIP.parse().unwrap(), &get)
+    };
+    let told = |response: &talk::Response| Some(response.field("set-cookie")?.split(';').next()?.to_owned());
+    let cookie_of = |name: &str| {
+        eventually(&format!("{name} answers a new client"), || {
+            let response = ask("");
+            (response.body == name).then(|| told(&response).expect("a new client is told its endpoint"))
+        })
+    };
+    let cookies = ["a", "b", "c"].map(|name| (name, cookie_of(name)));
+    for _ in 0..5 {
+        for (name, cookie) in &cookies {
+            let response = ask(cookie);
+            assert_eq!((response.body.as_str(), told(&response)), (*name, None), "{response:?}");
+        }
+    }
+    gone.store(true, Ordering::SeqCst);
+    let [(_, cookie), ..] = &cookies;
+    let moved = eventually("a session moves when its endpoint is ejected", || {
+        let response = ask(cookie);
+        (response.status() == 200).then(|| told(&response).expect("it is told its new endpoint"))
+    });
+    assert_ne!(&moved, cookie);
+    let response = ask(&moved);
+    assert_eq!((response.status(), told(&response)), (200, None), "{response:?}");
 }
 
 fn server(mesh: &Mesh, name: &'static str, number: u8) -> MeshPod {

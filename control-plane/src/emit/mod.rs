@@ -10,5 +10,7 @@ pub mod heddle;
 pub mod index;
 mod mirrors;
 pub mod pb;
+mod per_route;
+mod session;
 
 pub use index::Index;

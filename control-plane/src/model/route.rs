@@ -114,6 +114,29 @@ pub struct Rule {
     /// When a failed attempt is made again; `None`: only what was never delivered is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryPolicy>,
+    /// How a client comes back to the endpoint that answered it before; `None`: it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<Session>,
+}
+
+/// Where a client is told its endpoint, and says it again (GEP-1619).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Session {
+    /// In a cookie.
+    #[serde(rename_all = "camelCase")]
+    Cookie {
+        /// Its name.
+        name: String,
+        /// How long it lasts; `None`: as long as browsers keep a session.
+        #[serde(serialize_with = "duration::optional", skip_serializing_if = "Option::is_none")]
+        lifetime: Option<Duration>,
+    },
+    /// In a header field.
+    Header {
+        /// Its name, in lower case.
+        name: String,
+    },
 }
 
 /// One weighted target.

@@ -192,6 +192,7 @@ impl Route {
             request_timeout: None,
             try_timeout: None,
             retry: None,
+            session: None,
         };
         Self { matches: RouteMatch::default(), rule: Arc::new(rule) }
     }

@@ -75,8 +75,32 @@ pub struct RouteRule {
     pub retry: Option<RuleRetry>,
     /// GEP-1742.
     pub timeouts: Option<RuleTimeouts>,
-    /// GEP-1619, whatever it says: it is not supported.
-    pub session_persistence: Option<serde_json::Value>,
+    /// GEP-1619.
+    pub session_persistence: Option<SessionPersistence>,
+}
+
+/// Requests of one client go to one endpoint.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SessionPersistence {
+    /// Name of the cookie or header; none: one of the rule's own.
+    pub session_name: Option<String>,
+    /// `Cookie` or `Header`; none: a cookie.
+    pub r#type: Option<String>,
+    /// From its beginning to its end, as a Gateway API duration.
+    pub absolute_timeout: Option<String>,
+    /// From its last use to its end, likewise.
+    pub idle_timeout: Option<String>,
+    /// Only for a cookie.
+    pub cookie_config: Option<CookieConfig>,
+}
+
+/// How clients keep a session's cookie.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CookieConfig {
+    /// `Session` or `Permanent`; none: `Session`.
+    pub lifetime_type: Option<String>,
 }
 
 /// One match; all parts must hold.

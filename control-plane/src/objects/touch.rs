@@ -90,7 +90,11 @@ impl Reach<'_> {
             }
             Object::HttpRoute(route) | Object::GrpcRoute(route) => {
                 self.route(&route.key());
-                route.parent_services().for_each(|(namespace, name)| self.parent(namespace, name));
+                route.parent_services().for_each(|(namespace, name)| {
+                    self.parent(namespace, name);
+                    // Policies there say what comes before them.
+                    self.policies(namespace);
+                });
                 self.policies(namespace);
             }
             Object::ReferenceGrant(_) => {

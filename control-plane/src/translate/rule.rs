@@ -12,11 +12,11 @@ use super::precedence::Key;
 use super::problem::Problem;
 use super::service::Port;
 use super::traffic::{self, Traffic};
-use super::{accept, backend, filter, grpc_route, http_route};
+use super::{accept, backend, filter, grpc_route, http_route, session};
 use crate::api::traffic_policy::{BACKOFF_GROWTH, DEFAULT_ATTEMPTS, DEFAULT_BACKOFF};
-use crate::model::route::RetryPolicy;
+use crate::model::route::{RetryPolicy, Session};
 use crate::model::{Backend, Filter, Protocol, ResourceName, Route, RouteTable, Rule, ServiceName, SourceRef};
-use crate::objects::route::{RouteFilter, RouteRule, RuleRetry};
+use crate::objects::route::{RouteFilter, RouteRule, RuleRetry, SessionPersistence};
 use crate::objects::{self, Kind, Objects, name_of, namespace_of};
 use crate::status::Reason;
 
@@ -158,11 +158,7 @@ fn one(
     if filters.iter().any(|filter| filter.redirect().is_some()) {
         backends.clear();
     }
-    if rule.session_persistence.is_some() {
-        let text = "sessionPersistence is not supported; the rule holds without it";
-        built.broken.push(format!("rule {at}: {text}"));
-        built.note(index, &Problem::Unsupported(text.to_owned()));
-    }
+    let session = rule.session_persistence.as_ref().and_then(|given| session_of(route, given, index, &at, built));
     let mut timeout = |text: Option<&String>, fallback: Option<Duration>| match text.map(|text| (text, duration(text)))
     {
         None => fallback,
@@ -184,8 +180,29 @@ fn one(
         request_timeout,
         try_timeout,
         retry: rule.retry.as_ref().map_or_else(|| traffic.retry(), |given| Some(retry(given))),
+        session,
     });
     built.routes.extend(matches.into_iter().map(|(key, matches)| (key, Route { matches, rule: rule.clone() })));
+}
+
+/// A session that cannot be meant is left out, and the rule holds without it.
+fn session_of(
+    route: &objects::Route,
+    given: &SessionPersistence,
+    index: usize,
+    at: &str,
+    built: &mut Built,
+) -> Option<Session> {
+    let own = format!("session-{}-{}-{at}", namespace_of(&route.metadata), name_of(&route.metadata));
+    let (session, problems) = match session::session(given, &own) {
+        Ok((session, problems)) => (Some(session), problems),
+        Err(problem) => (None, vec![problem]),
+    };
+    for problem in problems {
+        built.broken.push(format!("rule {at}: {problem}"));
+        built.note(index, &problem);
+    }
+    session
 }
 
 fn filters_of(

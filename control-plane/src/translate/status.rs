@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{Settings, accept, age, instance, rule, tls, traffic};
+use super::{Settings, accept, age, instance, overridden, rule, tls, traffic};
 use crate::api::{FieldError, Selector, TargetRef};
 use crate::model::ServiceName;
 use crate::objects::{Kind, ObjectKey, Objects, Route, name_of, namespace_of};
@@ -24,6 +24,7 @@ pub fn status(objects: &Objects, settings: &Settings, key: &ObjectKey) -> Option
                 selector: None,
                 losing: traffic_losses(objects, policy),
                 unused: traffic_unused(policy),
+                overridden: overridden::overridden(objects, policy),
             };
             Some(attached(objects, &policy.metadata, found))
         }
@@ -35,6 +36,7 @@ pub fn status(objects: &Objects, settings: &Settings, key: &ObjectKey) -> Option
                 selector: policy.spec.selector.as_ref(),
                 losing: Vec::new(),
                 unused: None,
+                overridden: Vec::new(),
             };
             Some(attached(objects, &policy.metadata, found))
         }
@@ -46,6 +48,7 @@ pub fn status(objects: &Objects, settings: &Settings, key: &ObjectKey) -> Option
                 selector: policy.spec.selector.as_ref(),
                 losing: tls_losses(objects, settings, policy),
                 unused: None,
+                overridden: Vec::new(),
             };
             Some(attached(objects, &policy.metadata, found))
         }
@@ -138,6 +141,8 @@ struct Attachment<'p> {
     losing: Vec<(String, String)>,
     /// Fields that have no meaning for the targets.
     unused: Option<String>,
+    /// What says otherwise in a place, and comes first there.
+    overridden: Vec<String>,
 }
 
 fn attached(objects: &Objects, metadata: &ObjectMeta, found: Attachment<'_>) -> Status {
@@ -170,6 +175,7 @@ fn attached(objects: &Objects, metadata: &ObjectMeta, found: Attachment<'_>) -> 
         in_force(generation)
     };
     let partly = accepted.status && (!found.losing.is_empty() || found.unused.is_some());
+    let overridden = accepted.status && !found.overridden.is_empty();
     conditions.push(accepted);
     if partly {
         let unused = found.unused.iter().cloned();
@@ -177,6 +183,10 @@ fn attached(objects: &Objects, metadata: &ObjectMeta, found: Attachment<'_>) -> 
         let text = lost.into_iter().chain(unused).collect::<Vec<_>>().join("; ");
         let reason = if found.losing.is_empty() { Reason::UnsupportedValue } else { Reason::Conflicted };
         conditions.push(Condition::new(ConditionType::PartiallyInvalid, true, reason, text, generation));
+    }
+    if overridden {
+        let text = overriding(&found.overridden);
+        conditions.push(Condition::new(ConditionType::Overridden, true, Reason::Overridden, text, generation));
     }
     if !found.targets.is_empty() {
         conditions.push(if missing.is_empty() {
@@ -261,6 +271,15 @@ fn tls_losses(objects: &Objects, settings: &Settings, policy: &crate::api::MeshT
     lost.collect()
 }
 
+/// The first of them, and how many more there are: a status has room for no more than that.
+fn overriding(phrases: &[String]) -> String {
+    let shown = phrases.iter().take(MAX_SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    match phrases.len().saturating_sub(MAX_SHOWN) {
+        0 => format!("what is nearer comes first: {shown}"),
+        more => format!("what is nearer comes first: {shown}; and {more} more"),
+    }
+}
+
 fn losses(losing: &[(String, String)]) -> String {
     let texts: Vec<_> =
         losing.iter().map(|(place, winner)| format!("{winner} is older and holds for {place}")).collect();
@@ -275,6 +294,9 @@ fn invalid(errors: &[FieldError]) -> Option<String> {
     let texts: Vec<_> = errors.iter().map(ToString::to_string).collect();
     (!texts.is_empty()).then(|| texts.join("; "))
 }
+
+/// Places named in one condition; its message may have 32 KiB (Kubernetes API conventions).
+const MAX_SHOWN: usize = 20;
 
 fn in_force(generation: i64) -> Condition {
     Condition::new(ConditionType::Accepted, true, Reason::Accepted, "in force", generation)

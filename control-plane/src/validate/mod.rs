@@ -123,7 +123,7 @@ mod tests {
             "type": "ExternalAuth",
             "externalAuth": { "protocol": "HTTP", "backendRef": { "name": "b", "port": 80 } },
         }] });
-        for rule in [asks_first, json!({ "sessionPersistence": { "sessionName": "s" } })] {
+        for rule in [asks_first, json!({ "sessionPersistence": { "idleTimeout": "1h" } })] {
             let found = route("HTTPRoute", &service(), &rule);
             assert_eq!(found.errors, []);
             assert!(found.warnings.len() == 1 && found.warnings[0].contains("not supported"), "{found:?}");

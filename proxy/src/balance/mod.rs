@@ -9,6 +9,7 @@ pub mod leaving;
 pub mod outlier;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -105,6 +106,14 @@ pub fn pick(cluster: &Cluster, tried: &[u64], view: &mut View<'_>) -> Result<Arc
         prefer(&mut candidates, |endpoint| !leaving::is(endpoint, view.now_ms));
     }
     Ok(choose(cluster, &candidates, view).clone())
+}
+
+/// The endpoint at `address`, if it takes requests: it is neither ejected nor leaving.
+pub fn at(cluster: &Cluster, address: SocketAddr, now: Millis) -> Option<Arc<Endpoint>> {
+    let set = cluster.endpoints.load();
+    let endpoint = set.active().iter().find(|endpoint| endpoint.address == address)?;
+    let gone = endpoint.state.outlier.ejected(now) || leaving::is(endpoint, now);
+    (!gone).then(|| endpoint.clone())
 }
 
 /// Leaves those for which `preferred` holds, if there are any.

@@ -5,6 +5,7 @@
 //! if the method is idempotent (RFC 9110 §9.2.2). Everything else is tried again by the route's policy, within the
 //! retry budget. Nothing is ever tried again after response headers went downstream.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub struct Target<'r> {
     pub towards: Towards,
     /// The version it leaves in.
     pub version: Version,
+    /// Where its session is: tried first, if it takes requests.
+    pub session: Option<SocketAddr>,
 }
 
 /// Sends the request; returns when the head of a response is there that will not be tried again. Meanwhile `tried` is told
@@ -54,7 +57,7 @@ pub async fn send(
     let policy = target.rule.and_then(|rule| rule.retry.as_ref());
     let mut tries = Tries::default();
     loop {
-        let endpoint = pick(target.worker, cluster, &tries.endpoints)?;
+        let endpoint = pick(target, &tries.endpoints)?;
         tries.endpoints.push(endpoint.id());
         tried(&endpoint);
         let outcome = attempt(target, endpoint, &mut source, tries.permit.take()).await;
@@ -78,7 +81,12 @@ pub async fn send(
     }
 }
 
-fn pick(worker: &Worker, cluster: &Cluster, tried: &[u64]) -> Result<Arc<Endpoint>, Error> {
+fn pick(target: &Target<'_>, tried: &[u64]) -> Result<Arc<Endpoint>, Error> {
+    let Target { worker, cluster, session, .. } = target;
+    let in_session = session.filter(|_| tried.is_empty());
+    if let Some(endpoint) = in_session.and_then(|address| balance::at(cluster, address, worker.shared.now())) {
+        return Ok(endpoint);
+    }
     let mut view = balance::View {
         loads: &worker.loads.borrow(),
         rng: &mut worker.rng.borrow_mut(),

@@ -71,6 +71,7 @@ async fn exchange(
         deadline: Some(Instant::now() + PATIENCE),
         towards: Towards::Network,
         version,
+        session: None,
     };
     let (response, lease) = attempt::send(&target, Source::copy(head, body), |_| {}).await?;
     let mut body = response.into_body();

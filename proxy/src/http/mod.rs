@@ -15,6 +15,7 @@ pub mod mirror;
 pub mod request;
 pub mod route;
 pub mod serve;
+pub mod session;
 pub mod tee;
 pub mod trace;
 pub mod translate;

@@ -8,7 +8,7 @@ use std::iter;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, response};
@@ -19,13 +19,14 @@ use super::attempt::{self, Source, Target};
 use super::body::{Body, Failure};
 use super::error::{self, Cause, Error};
 use super::filter::{self, Verdict};
-use super::{cors, guard, headers, identity, mirror, route, trace, translate, upgrade};
+use super::{cors, guard, headers, identity, mirror, route, session, trace, translate, upgrade};
 use crate::authz::{self, Decision, Facts, HttpFacts, Readings};
+use crate::balance;
 use crate::drain::Phase;
 use crate::metrics::{Direction, Record};
 use crate::tables::cluster::{EndpointTls, UpstreamHttp};
-use crate::tables::route::{Filter, Mirror, Rule};
-use crate::tables::{Answer, Cluster, RouteTable};
+use crate::tables::route::{Filter, Mirror, Rule, Session};
+use crate::tables::{Answer, Cluster, Millis, RouteTable};
 use crate::tls::Peer;
 use crate::upstream::{self, Lease, Towards};
 use crate::worker::Worker;
@@ -165,6 +166,20 @@ enum Reply {
     Own(Response<Body>),
 }
 
+impl Reply {
+    /// Tells the client where its session is, if it did not say so itself.
+    fn tell_session(&mut self, kept: &Session, said: Option<SocketAddr>) {
+        let (head, endpoint) = match self {
+            Self::Upstream { head, lease, .. } => (head, lease.endpoint.address),
+            Self::Switched { head, streams } => (head, streams.lease.endpoint.address),
+            Self::Own(_) => return,
+        };
+        if said != Some(endpoint) {
+            session::tell(kept, endpoint, &mut head.headers, SystemTime::now());
+        }
+    }
+}
+
 /// What was chosen for a request, as far as it is told in the response, whoever gives it.
 #[derive(Default)]
 struct Chosen {
@@ -227,7 +242,11 @@ async fn serve(
     if let Verdict::Answer(response) = filter::on_request(&rule.filters, &mut head, port) {
         return Ok(Reply::Own(response));
     }
-    let place = choose_backend(rule, &mut connection.worker.rng.borrow_mut())?;
+    let session = rule.session.as_ref().and_then(|kept| session::endpoint(kept, &head.headers, SystemTime::now()));
+    let place = match session.and_then(|address| backend_in_session(rule, address, connection.worker.shared.now())) {
+        Some(place) => place,
+        None => choose_backend(rule, &mut connection.worker.rng.borrow_mut())?,
+    };
     let backend = rule.backends.get(place).ok_or(Cause::InvalidBackend)?;
     chosen.note(rule, Some(place));
     let cluster = backend.cluster.as_ref().ok_or(Cause::InvalidBackend)?;
@@ -242,9 +261,14 @@ async fn serve(
         deadline: rule.request_timeout.map(|timeout| arrived + timeout),
         towards: Towards::Network,
         version: upstream_version(cluster, head.version),
+        session,
     };
     let mirrors = rule.mirrors.iter().chain(&backend.mirrors);
-    forward(&target, mirrors, head, body, record).await
+    let mut reply = forward(&target, mirrors, head, body, record).await?;
+    if let Some(kept) = &rule.session {
+        reply.tell_session(kept, session);
+    }
+    Ok(reply)
 }
 
 async fn serve_inbound(
@@ -264,6 +288,7 @@ async fn serve_inbound(
         deadline: None,
         towards: Towards::Application,
         version: upstream_version(&inbound.application, head.version),
+        session: None,
     };
     forward(&target, iter::empty(), head, body, record).await
 }
@@ -312,6 +337,12 @@ async fn route_table(connection: &Connection) -> Result<Arc<RouteTable>, Cause> 
         // The Service was deleted while its client kept the connection.
         Answer::DoesNotExist => Err(Cause::NoEndpoints),
     }
+}
+
+/// The place of the backend that has the endpoint of a request's session, which comes before weights (GEP-1619).
+fn backend_in_session(rule: &Rule, address: SocketAddr, now: Millis) -> Option<usize> {
+    let has = |cluster: &Arc<Cluster>| balance::at(cluster, address, now).is_some();
+    rule.backends.iter().position(|backend| backend.weight > 0 && backend.cluster.as_ref().is_some_and(has))
 }
 
 /// The place of one of the rule's backends, by weight; a rule whose weights are all 0 answers 500 (Gateway API `weight`).

@@ -28,6 +28,7 @@ mod rbac;
 mod read;
 mod retry;
 pub mod route;
+mod session;
 
 pub use counts::Counts;
 pub use driver::run;

@@ -33,7 +33,7 @@ use prost::Name;
 
 use super::read::{self, Error, Within, at_most};
 use super::retry;
-use super::{cors, headers};
+use super::{cors, headers, session};
 use crate::tables::cluster::Cluster;
 use crate::tables::route::{
     Backend, Filter, Mirror, PathChange, PathMatch, Redirect, Rewrite, Route, RouteMatch, RouteTable, Rule, StringMatch,
@@ -96,6 +96,7 @@ fn route(route: &PbRoute, cluster: &mut dyn FnMut(&str) -> Option<Arc<Cluster>>)
         request_timeout: None,
         try_timeout: None,
         retry: None,
+        session: session::session(&route.typed_per_filter_config)?,
     };
     let request = headers::changes("request", &route.request_headers_to_add, &route.request_headers_to_remove)?;
     rule.filters.extend(request.map(Filter::RequestHeaders));

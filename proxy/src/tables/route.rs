@@ -84,6 +84,22 @@ pub struct Rule {
     pub try_timeout: Option<Duration>,
     /// When a failed attempt is made again; `None`: only what was never delivered is.
     pub retry: Option<RetryPolicy>,
+    /// How a client comes back to the endpoint that answered it before; `None`: it does not.
+    pub session: Option<Session>,
+}
+
+/// Where a client is told its endpoint, and says it again.
+#[derive(Debug)]
+pub enum Session {
+    /// In a cookie.
+    Cookie {
+        /// Its name.
+        name: String,
+        /// How long it lasts; `None`: as long as browsers keep a session.
+        lifetime: Option<Duration>,
+    },
+    /// In a header field.
+    Header(HeaderName),
 }
 
 /// One weighted target of a rule.

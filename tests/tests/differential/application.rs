@@ -16,11 +16,11 @@ use serde_json::json;
 /// How often each request came to each application.
 pub type Attempts = Arc<Mutex<HashMap<(String, &'static str), u32>>>;
 
-/// Answers in the name of `service`. `x-fail: 503/2` makes the first two attempts fail, with a gRPC status if it is a call;
+/// Answers in the name of `service` and of its pod `name`. `x-fail: 503/2` makes the first two attempts fail, with a gRPC status if it is a call;
 /// `x-slow: 700` takes milliseconds.
-pub fn start(pod: &MeshPod, service: &'static str, attempts: Attempts) {
+pub fn start(pod: &MeshPod, name: &'static str, service: &'static str, attempts: Attempts) {
     origin::http_in_time(pod, 8080, move |request| {
-        let answer = answer(service, &request, &attempts);
+        let answer = answer(name, service, &request, &attempts);
         let slow = text(&request, "x-slow").and_then(|slow| slow.parse().ok()).map(Duration::from_millis);
         async move {
             if let Some(slow) = slow {
@@ -31,7 +31,7 @@ pub fn start(pod: &MeshPod, service: &'static str, attempts: Attempts) {
     });
 }
 
-fn answer(service: &'static str, request: &Request<Bytes>, attempts: &Attempts) -> Answer {
+fn answer(name: &str, service: &'static str, request: &Request<Bytes>, attempts: &Attempts) -> Answer {
     let attempt = {
         let mut attempts = attempts.lock().unwrap();
         let count = attempts.entry((text(request, "x-id").unwrap_or_default().to_owned(), service)).or_insert(0);
@@ -41,7 +41,7 @@ fn answer(service: &'static str, request: &Request<Bytes>, attempts: &Attempts) 
     let fail = text(request, "x-fail").and_then(|fail| fail.split_once('/'));
     let fail = fail.filter(|(_, times)| times.parse::<u32>().is_ok_and(|times| attempt <= times));
     let fail = fail.map(|(code, _)| code);
-    let told = told(service, request);
+    let told = told(name, service, request);
     if text(request, "content-type") == Some("application/grpc") { grpc(fail, told) } else { http(fail, told) }
 }
 
@@ -69,7 +69,7 @@ fn grpc(fail: Option<&str>, told: String) -> Answer {
     answer.body(message.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed_unsync()).unwrap()
 }
 
-fn told(service: &str, request: &Request<Bytes>) -> String {
+fn told(pod: &str, service: &str, request: &Request<Bytes>) -> String {
     let fields = request.headers().iter();
     let mut fields: Vec<_> =
         fields.map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes()))).collect();
@@ -79,5 +79,6 @@ fn told(service: &str, request: &Request<Bytes>) -> String {
     if let Some(authority) = request.uri().authority() {
         fields.insert(0, format!("host: {authority}"));
     }
-    json!({ "service": service, "line": format!("{} {target}", request.method()), "fields": fields }).to_string()
+    json!({ "service": service, "pod": pod, "line": format!("{} {target}", request.method()), "fields": fields })
+        .to_string()
 }

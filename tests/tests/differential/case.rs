@@ -30,6 +30,10 @@ pub struct Ask {
     pub fields: Vec<(String, String)>,
     /// How often it is sent: once, or as often as shares can be told by.
     pub times: u32,
+    /// The field of responses that tells the client's session, which it says again. It is asked then only how often it is told
+    /// one, and how many pods it sees from there on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
 }
 
 /// Who sends a request, and how.
@@ -53,6 +57,11 @@ impl Ask {
         }
         text.push_str("\r\n");
         text.into_bytes()
+    }
+
+    /// The same, so often; one in a session asks what it asked.
+    pub fn again(&self, times: u32) -> Self {
+        Self { times: if self.session.is_some() { self.times } else { times }, ..self.clone() }
     }
 
     /// The request in HTTP/2.
@@ -113,7 +122,16 @@ pub fn markers(number: u64) -> Vec<Value> {
 pub fn marker_ask(service: &str, number: u64) -> Ask {
     let (by, target) = (by(service), allowed(number));
     let method = if by == By::Grpc { "POST" } else { "GET" }.to_owned();
-    Ask { by, service: service.to_owned(), method, target, host: service.to_owned(), fields: Vec::new(), times: 1 }
+    Ask {
+        by,
+        service: service.to_owned(),
+        method,
+        target,
+        host: service.to_owned(),
+        fields: Vec::new(),
+        times: 1,
+        session: None,
+    }
 }
 
 /// How a Service's routes want to be spoken to.

@@ -77,6 +77,9 @@ impl Generator {
         if self.chance(90) {
             rule["matches"] = json!([self.grpc_matches()]);
         }
+        if self.chance(50) {
+            rule["sessionPersistence"] = self.session();
+        }
         let mut filters = Vec::new();
         if self.chance(40) {
             filters.push(self.request_headers());
@@ -157,6 +160,9 @@ impl Generator {
             return rule;
         }
         if self.chance(20) {
+            rule["sessionPersistence"] = self.session();
+        }
+        if self.chance(20) {
             self.slow = true;
             rule["timeouts"] = match self.rng.u32(..3) {
                 0 => json!({ "request": "300ms" }),
@@ -229,6 +235,22 @@ impl Generator {
         }
         self.weighted |= count > 1;
         json!(backends)
+    }
+
+    fn session(&mut self) -> Value {
+        let mut session = json!({});
+        if self.chance(70) {
+            session["sessionName"] = json!(self.one(&["Cart", "x-session"]));
+        }
+        match self.rng.u32(..3) {
+            0 => session["type"] = json!("Header"),
+            1 => session["type"] = json!("Cookie"),
+            _ => {
+                session["absoluteTimeout"] = json!("1h");
+                session["cookieConfig"] = json!({ "lifetimeType": "Permanent" });
+            }
+        }
+        session
     }
 
     // ---- filters ----
@@ -443,6 +465,10 @@ impl Generator {
                     asks.push(self.nearly(near));
                     let times = if weighted { MANY } else { 1 };
                     asks.push(Ask { times, ..self.matching(by, parent, &given) });
+                    if let Some(field) = session_field(rule).filter(|_| by == By::Http && !weighted) {
+                        let asked = self.matching(by, parent, &given);
+                        asks.push(Ask { times: 12, session: Some(field), ..asked });
+                    }
                     if rule.to_string().contains("\"CORS\"") {
                         let asked = self.matching(by, parent, &given);
                         asks.push(self.of_a_page(asked));
@@ -458,7 +484,8 @@ impl Generator {
         }
         // What waits cannot be asked often enough for shares. Calls are left out: ours says DEADLINE_EXCEEDED, where Envoy makes
         // UNAVAILABLE of its 504.
-        let mut waiting: Vec<_> = asks.iter().filter(|ask| ask.by == By::Http).cloned().collect();
+        let mut waiting: Vec<_> =
+            asks.iter().filter(|ask| ask.by == By::Http && ask.session.is_none()).cloned().collect();
         if self.slow && !self.weighted && !waiting.is_empty() && self.chance(50) {
             let mut slow = waiting.swap_remove(self.rng.usize(..waiting.len()));
             slow.times = 1;
@@ -474,7 +501,7 @@ impl Generator {
 
     /// So many of the requests, once each.
     fn some_of(&mut self, asks: &[Ask], count: usize) -> Vec<Ask> {
-        (0..count).map(|_| Ask { times: 1, ..asks[self.rng.usize(..asks.len())].clone() }).collect()
+        (0..count).map(|_| Ask { times: 1, session: None, ..asks[self.rng.usize(..asks.len())].clone() }).collect()
     }
 
     /// A request that `given` lets in, as far as another match does not come first.
@@ -515,7 +542,16 @@ impl Generator {
         }
         let namespace = if service == AWAY { STORE } else { "shop" };
         let host = format!("{service}.{namespace}{}", self.one(&["", ":80"]));
-        Ask { by, service: service.to_owned(), method: method.to_owned(), target, host, fields, times: 1 }
+        Ask {
+            by,
+            service: service.to_owned(),
+            method: method.to_owned(),
+            target,
+            host,
+            fields,
+            times: 1,
+            session: None,
+        }
     }
 
     /// A path that a match of service and method lets in.
@@ -565,6 +601,13 @@ impl Generator {
         }
         ask
     }
+}
+
+/// The field of responses that tells a rule's session. Weights are left out: ours has a session before them, Envoy behind.
+fn session_field(rule: &Value) -> Option<String> {
+    let name = rule["sessionPersistence"]["sessionName"].as_str()?;
+    let in_header = rule["sessionPersistence"]["type"] == "Header";
+    Some(if in_header { name.to_lowercase() } else { "set-cookie".to_owned() })
 }
 
 /// Whether there are endpoints behind a backend, and a share for it.

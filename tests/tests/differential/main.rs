@@ -85,7 +85,7 @@ fn differs(worlds: &mut [World; 2], case: &Case) -> Option<String> {
         let found = compared(worlds, &asks);
         let places: BTreeSet<_> = found.iter().map(|(place, _)| *place).collect();
         words = found.into_iter().map(|(_, words)| words).collect();
-        asks = places.into_iter().map(|place| Ask { times: case.again(), ..asks[place].clone() }).collect();
+        asks = places.into_iter().map(|place| asks[place].again(case.again())).collect();
         if asks.is_empty() {
             return None;
         }
@@ -223,7 +223,7 @@ const MUTANTS: usize = 20;
 /// How often each field must occur in a run of [`CASES`].
 const LEAST: u32 = 20;
 /// What must occur at all: a generator that forgets one would not be missed otherwise.
-const FIELDS: [&str; 29] = [
+const FIELDS: [&str; 31] = [
     "HTTPRoute.rules.matches.path.type=Exact",
     "HTTPRoute.rules.matches.path.type=PathPrefix",
     "HTTPRoute.rules.matches.path.type=RegularExpression",
@@ -240,6 +240,8 @@ const FIELDS: [&str; 29] = [
     "HTTPRoute.rules.backendRefs.filters.type=RequestHeaderModifier",
     "HTTPRoute.rules.timeouts.request",
     "HTTPRoute.rules.retry.codes",
+    "HTTPRoute.rules.sessionPersistence.type=Header",
+    "HTTPRoute.rules.sessionPersistence.cookieConfig.lifetimeType",
     "TrafficPolicy.retry.perTryTimeout",
     "TrafficPolicy.loadBalancing.policy=RoundRobin",
     "AuthorizationPolicy.action=DENY",

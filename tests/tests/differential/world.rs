@@ -1,7 +1,7 @@
 //! Two clients that are the same but for their sidecars, heddle-proxy and Envoy, and the Services they ask, whose sidecars are
 //! all of one kind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use heddle_tests::envoy::Envoy;
 use heddle_tests::live::{LiveMesh, shop, vip};
 use heddle_tests::pods::MeshPod;
-use heddle_tests::wire::Reader;
+use heddle_tests::wire::{Message, Reader};
 use heddle_tests::{eventually, h2c, talk};
 use serde_json::{Value, json};
 
@@ -95,7 +95,7 @@ impl World {
         let mut all = Vec::new();
         for workload in &WORKLOADS[2..] {
             let pod = pod(*workload, servers);
-            application::start(&pod, workload.3, attempts.clone());
+            application::start(&pod, workload.0, workload.3, attempts.clone());
             all.push((workload.3, pod));
         }
         Self {
@@ -164,6 +164,9 @@ impl World {
             By::Http | By::Grpc => Connection::to(pod, vip(place), ask.by),
             By::Stranger => Connection::to(&self.stranger, first.unwrap().1.v4(8080), ask.by),
         };
+        if let Some(field) = &ask.session {
+            return Outcomes { seen: BTreeMap::from([(kept(connection, ask, field), ask.times)]), ids: 0..0 };
+        }
         let mut seen = BTreeMap::new();
         let first = self.asked.fetch_add(u64::from(ask.times), Ordering::Relaxed);
         let ids = first..first + u64::from(ask.times);
@@ -195,19 +198,7 @@ impl<'a> Connection<'a> {
 
     fn exchange(&mut self, ask: &Ask, id: &str) -> Seen {
         match self {
-            Self::Http(connection, pod, to) => {
-                let reader = connection.get_or_insert_with(|| Reader::new(talk::connect(pod, *to)));
-                let sent = reader.stream().write_all(&ask.bytes(id));
-                let response = sent.ok().and_then(|()| reader.response(ask.method == "HEAD").ok());
-                let Some(response) = response else {
-                    *connection = None;
-                    return Seen::default();
-                };
-                if response.field("connection") == Some("close") {
-                    *connection = None;
-                }
-                Seen::of_http(&response)
-            }
+            Self::Http(..) => self.http(ask, id).map(|response| Seen::of_http(&response)).unwrap_or_default(),
             Self::Grpc(pod, to) => h2c::run(async {
                 let client = h2c::connect(pod, *to).await;
                 let response = client.exchange(ask.call(id), h2c::grpc_message(b"")).await;
@@ -215,6 +206,34 @@ impl<'a> Connection<'a> {
             }),
         }
     }
+
+    fn http(&mut self, ask: &Ask, id: &str) -> Option<Message> {
+        let Self::Http(connection, pod, to) = self else { return None };
+        let reader = connection.get_or_insert_with(|| Reader::new(talk::connect(pod, *to)));
+        let sent = reader.stream().write_all(&ask.bytes(id));
+        let response = sent.ok().and_then(|()| reader.response(ask.method == "HEAD").ok());
+        if response.as_ref().is_none_or(|response| response.field("connection") == Some("close")) {
+            *connection = None;
+        }
+        response
+    }
+}
+
+/// What comes of requests that say again what `field` of the last response that had it told.
+fn kept(mut connection: Connection<'_>, ask: &Ask, field: &str) -> Seen {
+    let sent_in = if field == "set-cookie" { "Cookie" } else { field };
+    let (mut pods, mut told, mut ask) = (BTreeSet::new(), 0, ask.clone());
+    for _ in 0..ask.times {
+        let Some(response) = connection.http(&ask, "kept") else { return Seen::default() };
+        if let Some(session) = response.field(field) {
+            told += 1;
+            ask.fields.retain(|(name, _)| name != sent_in);
+            ask.fields.push((sent_in.to_owned(), session.split(';').next().unwrap().to_owned()));
+        }
+        let body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+        pods.extend(body["pod"].as_str().map(ToOwned::to_owned));
+    }
+    Seen { line: format!("{} pods, told {told} times", pods.len()), ..Seen::default() }
 }
 
 /// Keeps a policy from keeping out what asks for `path`.

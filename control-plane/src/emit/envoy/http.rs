@@ -14,6 +14,7 @@ use envoy_types::pb::envoy::config::listener::v3::Filter;
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::Cors;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::http::set_filter_state::v3::Config as SetFilterState;
+use envoy_types::pb::envoy::extensions::filters::http::stateful_session::v3::StatefulSession;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
     SetCurrentClientCertDetails, UpgradeConfig,
@@ -26,7 +27,7 @@ use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfi
 use envoy_types::pb::google::protobuf::Any;
 
 use super::{chain, reply};
-use crate::emit::{cors, pb};
+use crate::emit::{cors, pb, session};
 
 /// What differs between connection managers.
 pub struct Manager {
@@ -136,6 +137,11 @@ pub fn offer_filter(alpn: &[&str]) -> HttpFilter {
 /// Answers preflights, where a route has a policy for them.
 pub fn cors_filter() -> HttpFilter {
     http_filter(cors::FILTER, pb::any(&Cors {}))
+}
+
+/// Brings clients back to their endpoints, where a route says so.
+pub fn session_filter() -> HttpFilter {
+    http_filter(session::FILTER, pb::any(&StatefulSession::default()))
 }
 
 /// The configuration of [`offer_filter`], as a route may override it.

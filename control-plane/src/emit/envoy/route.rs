@@ -3,7 +3,7 @@
 //! A backend whose reference is invalid stays among the weights under a name no cluster has, which Envoy answers with
 //! 500; so is a rule without backends. A direct response would know neither a backend's filters nor CORS.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
@@ -24,7 +24,7 @@ use heddle_xds::resource::Resource;
 
 use super::headers::Changes;
 use super::{cluster, http, path, redirect, retry};
-use crate::emit::{cors, mirrors, pb};
+use crate::emit::{mirrors, pb, per_route};
 use crate::model::route::{HeaderMatch, PathChange, QueryMatch, StringMatch};
 use crate::model::{Backend, Cluster, Filter, ResourceName, Route, RouteTable, Rule};
 
@@ -67,13 +67,7 @@ pub fn all_to(cluster: &str, rule: &Rule) -> PbRoute {
 
 fn route(route: &Route, port: u16, clusters: &Clusters<'_>) -> PbRoute {
     let rule = &*route.rule;
-    let cors = rule.filters.iter().find_map(Filter::cors);
-    let base = PbRoute {
-        name: rule.name.to_string(),
-        r#match: Some(matches(route)),
-        typed_per_filter_config: cors.map(cors::entry).into_iter().collect(),
-        ..PbRoute::default()
-    };
+    let base = PbRoute { name: rule.name.to_string(), r#match: Some(matches(route)), ..PbRoute::default() };
     if let Some(redirect) = rule.filters.iter().find_map(Filter::redirect) {
         let action = redirect::action(redirect, route.matches.path.as_ref(), port);
         return with_response_changes(PbRoute { action: Some(Action::Redirect(action)), ..base }, &rule.filters);
@@ -89,9 +83,12 @@ fn route(route: &Route, port: u16, clusters: &Clusters<'_>) -> PbRoute {
         ..forward(rule)
     };
     match shares.as_slice() {
-        // A route's own filter configuration has one entry.
-        [one] if cors.is_none() => single(base, action, rule, one, clusters),
-        shares => PbRoute { action: Some(Action::Route(weighted(action, rule, shares, clusters))), ..base },
+        [one] => single(base, action, rule, one, clusters),
+        shares => PbRoute {
+            action: Some(Action::Route(weighted(action, rule, shares, clusters))),
+            typed_per_filter_config: per_route::in_order(per_route::entries(rule)),
+            ..base
+        },
     }
 }
 
@@ -109,7 +106,7 @@ fn single(base: PbRoute, action: RouteAction, rule: &Rule, backend: &Backend, cl
         request_headers_to_remove: share.request.remove,
         response_headers_to_add: share.response.add,
         response_headers_to_remove: share.response.remove,
-        typed_per_filter_config: share.offer,
+        typed_per_filter_config: per_route::in_order(per_route::entries(rule).chain(share.offer)),
         ..base
     }
 }
@@ -125,7 +122,7 @@ fn weighted(action: RouteAction, rule: &Rule, backends: &[&Backend], clusters: &
             request_headers_to_remove: share.request.remove,
             response_headers_to_add: share.response.add,
             response_headers_to_remove: share.response.remove,
-            typed_per_filter_config: share.offer,
+            typed_per_filter_config: share.offer.into_iter().collect(),
             ..ClusterWeight::default()
         }
     });
@@ -140,8 +137,8 @@ struct Share {
     host: Option<String>,
     request: Changes,
     response: Changes,
-    /// The ALPN to offer where the cluster fixes the HTTP version; at most one entry, so the encoding has one order.
-    offer: HashMap<String, Any>,
+    /// The ALPN to offer where the cluster fixes the HTTP version.
+    offer: Option<(String, Any)>,
 }
 
 fn share(rule: &Rule, backend: &Backend, clusters: &Clusters<'_>) -> Share {
@@ -155,7 +152,7 @@ fn share(rule: &Rule, backend: &Backend, clusters: &Clusters<'_>) -> Share {
         host: rewritten.or_else(|| request.host.clone()),
         request,
         response: Changes::response(filters()),
-        offer: alpn.map(|alpn| (http::OFFER.to_owned(), http::offer(alpn))).into_iter().collect(),
+        offer: alpn.map(|alpn| (http::OFFER.to_owned(), http::offer(alpn))),
     }
 }
 

@@ -166,6 +166,7 @@ pub fn routes() -> Vec<Route> {
         request_timeout: None,
         try_timeout: None,
         retry: None,
+        session: None,
     };
     let at = |prefix: &str| RouteMatch { path: Some(PathMatch::Prefix(prefix.into())), ..RouteMatch::default() };
     let route = |matches, rule: Rule| Route { matches, rule: Arc::new(rule) };

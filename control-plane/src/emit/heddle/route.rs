@@ -37,7 +37,7 @@ use heddle_xds::resource::Resource;
 use serde::Serialize;
 
 use super::headers::Changes;
-use crate::emit::{cors, mirrors, pb};
+use crate::emit::{mirrors, pb, per_route};
 use crate::model::route::{PathChange, PathMatch, Redirect, RetryPolicy, RouteMatch, Scheme, StringMatch};
 use crate::model::{Backend, Filter, Route, RouteTable, Rule, ServiceName, SourceRef};
 
@@ -81,7 +81,7 @@ fn route(route: &Route) -> PbRoute {
         request_headers_to_remove: request.remove,
         response_headers_to_add: response.write,
         response_headers_to_remove: response.remove,
-        typed_per_filter_config: rule.filters.iter().find_map(Filter::cors).map(cors::entry).into_iter().collect(),
+        typed_per_filter_config: per_route::in_order(per_route::entries(rule)),
         ..PbRoute::default()
     }
 }

@@ -184,6 +184,7 @@ fn unanswered_route(table: &Arc<str>) -> Route {
         request_timeout: None,
         try_timeout: None,
         retry: None,
+        session: None,
     };
     Route { matches: RouteMatch::default(), rule: Arc::new(rule) }
 }
