@@ -51,10 +51,13 @@ fn copies_of_requests_go_where_mirrors_say_and_change_nothing_for_the_client() {
         assert!(response.status() == 200 && response.body.starts_with("api\n"), "{response:?}");
     }
     eventually("each request was copied once", || (copies.lock().unwrap().len() == 2).then_some(()));
+    let gone = "cluster=\"shop/gone/80\"";
     eventually("copies to nowhere are counted", || {
-        let labels = ["cluster=\"shop/gone/80\"", "outcome=\"undelivered\""];
+        let labels = [gone, "outcome=\"undelivered\""];
         (metrics::sum(&metrics::page(&client), "heddle_mirrored_requests_total", &labels) >= 2.0).then_some(())
     });
+    // Counts of clusters that are not in use are forgotten.
+    assert_eq!(metrics::sum(&metrics::page(&client), "heddle_cluster_endpoints", &[gone, "state=\"active\""]), 1.0);
     let copies = copies.lock().unwrap();
     let find = |method: &str| copies.iter().find(|copy| copy.method() == method).unwrap();
     let field =

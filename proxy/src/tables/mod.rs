@@ -43,9 +43,8 @@ impl Tables {
         });
         let mut by_name = std::collections::BTreeMap::new();
         for listener in listeners {
-            let routes = listener.http.iter().flat_map(|table| &table.routes);
-            let routed = routes.flat_map(|route| &route.rule.backends).filter_map(|backend| backend.cluster.as_ref());
-            for cluster in routed.chain(&listener.tcp) {
+            let rules = listener.http.iter().flat_map(|table| &table.routes).map(|route| &route.rule);
+            for cluster in rules.flat_map(|rule| rule.clusters()).chain(&listener.tcp) {
                 by_name.insert(cluster.name.clone(), cluster.clone());
             }
         }

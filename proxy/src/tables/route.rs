@@ -88,6 +88,14 @@ pub struct Rule {
     pub session: Option<Session>,
 }
 
+impl Rule {
+    /// The clusters its requests and their copies go to.
+    pub fn clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        let mirrors = self.mirrors.iter().chain(self.backends.iter().flat_map(|backend| &backend.mirrors));
+        self.backends.iter().filter_map(|backend| backend.cluster.as_ref()).chain(mirrors.map(|mirror| &mirror.cluster))
+    }
+}
+
 /// Where a client is told its endpoint, and says it again.
 #[derive(Debug)]
 pub enum Session {
