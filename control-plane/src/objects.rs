@@ -42,6 +42,8 @@ pub enum Kind {
     HttpRoute,
     /// `gateway.networking.k8s.io/v1`
     GrpcRoute,
+    /// `gateway.networking.k8s.io/v1alpha2`
+    TcpRoute,
     /// `gateway.networking.k8s.io/v1`
     ReferenceGrant,
     /// `heddle.dev/v1alpha1`
@@ -82,6 +84,8 @@ pub enum Object {
     HttpRoute(Arc<Route>),
     /// A GRPCRoute.
     GrpcRoute(Arc<Route>),
+    /// A TCPRoute.
+    TcpRoute(Arc<Route>),
     /// A ReferenceGrant.
     ReferenceGrant(Arc<ReferenceGrant>),
     /// A Workload.
@@ -118,6 +122,8 @@ pub struct Objects {
     pub http_routes: Table<Route>,
     /// GRPCRoutes.
     pub grpc_routes: Table<Route>,
+    /// TCPRoutes.
+    pub tcp_routes: Table<Route>,
     /// ReferenceGrants.
     pub reference_grants: Table<ReferenceGrant>,
     /// Workloads.
@@ -159,6 +165,7 @@ impl Objects {
             Object::EndpointSlice(o) => self.endpoint_slices.insert(namespace, name, o),
             Object::HttpRoute(o) => self.http_routes.insert(namespace, name, o),
             Object::GrpcRoute(o) => self.grpc_routes.insert(namespace, name, o),
+            Object::TcpRoute(o) => self.tcp_routes.insert(namespace, name, o),
             Object::ReferenceGrant(o) => self.reference_grants.insert(namespace, name, o),
             Object::Workload(o) => self.workloads.insert(namespace, name, o),
             Object::TrafficPolicy(o) => self.traffic_policies.insert(namespace, name, o),
@@ -181,6 +188,7 @@ impl Objects {
             Kind::EndpointSlice => self.endpoint_slices.remove(namespace, name),
             Kind::HttpRoute => self.http_routes.remove(namespace, name),
             Kind::GrpcRoute => self.grpc_routes.remove(namespace, name),
+            Kind::TcpRoute => self.tcp_routes.remove(namespace, name),
             Kind::ReferenceGrant => self.reference_grants.remove(namespace, name),
             Kind::Workload => self.workloads.remove(namespace, name),
             Kind::TrafficPolicy => self.traffic_policies.remove(namespace, name),
@@ -201,6 +209,7 @@ impl Objects {
             Kind::EndpointSlice => Object::EndpointSlice(self.endpoint_slices.get(namespace, name)?.clone()),
             Kind::HttpRoute => Object::HttpRoute(self.http_routes.get(namespace, name)?.clone()),
             Kind::GrpcRoute => Object::GrpcRoute(self.grpc_routes.get(namespace, name)?.clone()),
+            Kind::TcpRoute => Object::TcpRoute(self.tcp_routes.get(namespace, name)?.clone()),
             Kind::ReferenceGrant => Object::ReferenceGrant(self.reference_grants.get(namespace, name)?.clone()),
             Kind::Workload => Object::Workload(self.workloads.get(namespace, name)?.clone()),
             Kind::TrafficPolicy => Object::TrafficPolicy(self.traffic_policies.get(namespace, name)?.clone()),
@@ -226,6 +235,7 @@ impl Objects {
             Kind::EndpointSlice => self.endpoint_slices.keys(kind),
             Kind::HttpRoute => self.http_routes.keys(kind),
             Kind::GrpcRoute => self.grpc_routes.keys(kind),
+            Kind::TcpRoute => self.tcp_routes.keys(kind),
             Kind::ReferenceGrant => self.reference_grants.keys(kind),
             Kind::Workload => self.workloads.keys(kind),
             Kind::TrafficPolicy => self.traffic_policies.keys(kind),
@@ -246,6 +256,7 @@ impl Objects {
                 Kind::EndpointSlice => self.endpoint_slices.changed(&before.endpoint_slices, kind, &mut keys),
                 Kind::HttpRoute => self.http_routes.changed(&before.http_routes, kind, &mut keys),
                 Kind::GrpcRoute => self.grpc_routes.changed(&before.grpc_routes, kind, &mut keys),
+                Kind::TcpRoute => self.tcp_routes.changed(&before.tcp_routes, kind, &mut keys),
                 Kind::ReferenceGrant => self.reference_grants.changed(&before.reference_grants, kind, &mut keys),
                 Kind::Workload => self.workloads.changed(&before.workloads, kind, &mut keys),
                 Kind::TrafficPolicy => self.traffic_policies.changed(&before.traffic_policies, kind, &mut keys),
@@ -268,6 +279,7 @@ impl Objects {
             Kind::EndpointSlice => self.endpoint_slices.len(),
             Kind::HttpRoute => self.http_routes.len(),
             Kind::GrpcRoute => self.grpc_routes.len(),
+            Kind::TcpRoute => self.tcp_routes.len(),
             Kind::ReferenceGrant => self.reference_grants.len(),
             Kind::Workload => self.workloads.len(),
             Kind::TrafficPolicy => self.traffic_policies.len(),
@@ -287,15 +299,19 @@ impl Objects {
         names.filter_map(move |key| self.endpoint_slices.get(&key.namespace, &key.name))
     }
 
-    /// An HTTPRoute or GRPCRoute by key.
+    /// A route of any kind by key.
     pub fn route(&self, key: &ObjectKey) -> Option<&Arc<Route>> {
-        let table = if key.kind == Kind::GrpcRoute { &self.grpc_routes } else { &self.http_routes };
+        let table = match key.kind {
+            Kind::GrpcRoute => &self.grpc_routes,
+            Kind::TcpRoute => &self.tcp_routes,
+            _ => &self.http_routes,
+        };
         table.get(&key.namespace, &key.name)
     }
 
-    /// All HTTPRoutes and GRPCRoutes.
+    /// All routes, of every kind.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.http_routes.iter().chain(self.grpc_routes.iter())
+        self.http_routes.iter().chain(self.grpc_routes.iter()).chain(self.tcp_routes.iter())
     }
 }
 
@@ -397,6 +413,7 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::TcpRoute(_) => Kind::TcpRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::Workload(_) => Kind::Workload,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
@@ -413,7 +430,7 @@ impl Object {
             Self::Service(o) => &o.metadata,
             Self::Pod(o) => &o.metadata,
             Self::EndpointSlice(o) => &o.metadata,
-            Self::HttpRoute(o) | Self::GrpcRoute(o) => &o.metadata,
+            Self::HttpRoute(o) | Self::GrpcRoute(o) | Self::TcpRoute(o) => &o.metadata,
             Self::ReferenceGrant(o) => &o.metadata,
             Self::Workload(o) => &o.metadata,
             Self::TrafficPolicy(o) => &o.metadata,
@@ -435,7 +452,9 @@ impl Object {
             (Self::Service(a), Self::Service(b)) => Arc::ptr_eq(a, b),
             (Self::Pod(a), Self::Pod(b)) => Arc::ptr_eq(a, b),
             (Self::EndpointSlice(a), Self::EndpointSlice(b)) => Arc::ptr_eq(a, b),
-            (Self::HttpRoute(a), Self::HttpRoute(b)) | (Self::GrpcRoute(a), Self::GrpcRoute(b)) => Arc::ptr_eq(a, b),
+            (Self::HttpRoute(a), Self::HttpRoute(b))
+            | (Self::GrpcRoute(a), Self::GrpcRoute(b))
+            | (Self::TcpRoute(a), Self::TcpRoute(b)) => Arc::ptr_eq(a, b),
             (Self::ReferenceGrant(a), Self::ReferenceGrant(b)) => Arc::ptr_eq(a, b),
             (Self::Workload(a), Self::Workload(b)) => Arc::ptr_eq(a, b),
             (Self::TrafficPolicy(a), Self::TrafficPolicy(b)) => Arc::ptr_eq(a, b),
@@ -480,6 +499,7 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::Workload => "Workload",
             Self::TrafficPolicy => "TrafficPolicy",
@@ -506,7 +526,7 @@ impl fmt::Display for ObjectKey {
 }
 
 /// All kinds, in the order of [`Kind`].
-pub const KINDS: [Kind; 12] = [
+pub const KINDS: [Kind; 13] = [
     Kind::Namespace,
     Kind::ServiceAccount,
     Kind::Service,
@@ -514,6 +534,7 @@ pub const KINDS: [Kind; 12] = [
     Kind::EndpointSlice,
     Kind::HttpRoute,
     Kind::GrpcRoute,
+    Kind::TcpRoute,
     Kind::ReferenceGrant,
     Kind::Workload,
     Kind::TrafficPolicy,

@@ -15,8 +15,8 @@ use crate::listen::Accepted;
 use crate::metrics::{Direction, TcpRecord};
 use crate::opaque;
 use crate::stream::Stream;
-use crate::tables::listener::{Listener, Protocol};
-use crate::tables::{Answer, Destination, Egress, Millis, Seen};
+use crate::tables::listener::{Listener, Protocol, Shares};
+use crate::tables::{Answer, Cluster, Destination, Egress, Millis, Seen};
 use crate::upstream::Towards;
 use crate::worker::Worker;
 
@@ -118,8 +118,10 @@ impl Outbound<'_> {
         if spoke {
             return self.by_client_bytes(client, listener, None).await;
         }
-        let Some(cluster) = &listener.tcp else { return self.by_client_bytes(client, listener, None).await };
-        let mut server = match opaque::dial(self.worker, cluster, Towards::Network).await {
+        let Some(cluster) = listener.tcp.as_ref().and_then(|shares| self.choose(shares).ok()) else {
+            return self.by_client_bytes(client, listener, None).await;
+        };
+        let mut server = match opaque::dial(self.worker, &cluster, Towards::Network).await {
             Ok(server) => server,
             Err(error) => {
                 client.abort();
@@ -127,10 +129,10 @@ impl Outbound<'_> {
             }
         };
         match detect::who_speaks(&mut client, &mut server.stream, self.worker.ending()).await.map_err(gone)? {
-            Speaker::Client => self.by_client_bytes(client, listener, Some(server)).await,
+            Speaker::Client => self.by_client_bytes(client, listener, Some((cluster, server))).await,
             Speaker::Server => {
                 seen.server_first.store(self.worker.shared.now().0.max(1), Ordering::Relaxed);
-                self.relay(client, listener, Some(server)).await
+                self.relay(client, listener, Some((cluster, server))).await
             }
         }
     }
@@ -140,7 +142,7 @@ impl Outbound<'_> {
         &self,
         mut client: Stream,
         listener: &Listener,
-        tentative: Option<opaque::Dialled>,
+        tentative: Option<(Arc<Cluster>, opaque::Dialled)>,
     ) -> Result<(), Cause> {
         match self.sniff(&mut client).await? {
             Sniffed::Http1 if listener.http.is_some() => {
@@ -177,15 +179,35 @@ impl Outbound<'_> {
         Connection::outbound(self.worker.clone(), self.peer, self.original_dst)
     }
 
-    async fn relay(&self, client: Stream, listener: &Listener, dialled: Option<opaque::Dialled>) -> Result<(), Cause> {
-        let Some(cluster) = &listener.tcp else {
+    /// The cluster of this connection, by weight.
+    fn choose(&self, shares: &Shares) -> Result<Arc<Cluster>, Cause> {
+        shares.choose(&mut self.worker.rng.borrow_mut()).cloned().ok_or(Cause::InvalidBackend)
+    }
+
+    async fn relay(
+        &self,
+        client: Stream,
+        listener: &Listener,
+        dialled: Option<(Arc<Cluster>, opaque::Dialled)>,
+    ) -> Result<(), Cause> {
+        let Some(shares) = &listener.tcp else {
             client.abort();
             return Err(Cause::ProtocolMismatch);
+        };
+        let (cluster, dialled) = match dialled {
+            Some((cluster, server)) => (cluster, Some(server)),
+            None => match self.choose(shares) {
+                Ok(cluster) => (cluster, None),
+                Err(cause) => {
+                    client.abort();
+                    return Err(cause);
+                }
+            },
         };
         let mut record = TcpRecord::new(self.worker, Direction::Outbound, None, cluster.service.as_ref());
         let server = match dialled {
             Some(server) => server,
-            None => match opaque::dial(self.worker, cluster, Towards::Network).await {
+            None => match opaque::dial(self.worker, &cluster, Towards::Network).await {
                 Ok(server) => server,
                 Err(error) => {
                     tracing::debug!(cluster = %cluster.name, source = ?error.source, "opaque connection failed");

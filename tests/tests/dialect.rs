@@ -36,9 +36,31 @@ fn a_listener_s_protocol_and_what_it_leads_to_arrive() {
         assert_eq!(&*resource.name, "outbound/10.1.0.1:80");
         assert_eq!(parsed.protocol, to);
         assert_eq!(parsed.routes.as_deref(), from.may_be_http().then_some("shop/cart/80"), "{from:?}");
-        assert_eq!(parsed.tcp.as_deref(), from.may_be_opaque().then_some("shop/cart/80"), "{from:?}");
+        let clusters: Vec<_> = parsed.tcp_clusters().map(|name| &**name).collect();
+        assert_eq!(clusters, if from.may_be_opaque() { vec!["shop/cart/80"] } else { vec![] }, "{from:?}");
         assert_eq!(resource.sources[..], ["Service/shop/cart".into()]);
     }
+}
+
+#[test]
+fn shares_of_opaque_connections_arrive_with_their_weights_and_the_invalid_one_as_none() {
+    let share = |weight, name: Option<&str>| model::TcpShare { weight, cluster: name.map(port_of) };
+    let several = vec![share(90, Some("cart")), share(0, Some("old")), share(5, None)];
+    let brought = BTreeMap::from([(Arc::from("team"), vec![share(1, None)])]);
+    let given = model::OutboundListener {
+        tcp: Some(model::TcpRoutes { shares: several, consumers: brought }),
+        ..listener(model::Protocol::Detect)
+    };
+    let arrived = |client| {
+        let resource = heddle::listener(&given, address("10.1.0.1:80"), client);
+        let parsed = sync::listener::parse("outbound/10.1.0.1:80", &resource.bytes).unwrap();
+        let shares = parsed.tcp.iter().map(|share| (share.cluster.as_deref().map(str::to_owned), share.weight));
+        (parsed.protocol, shares.collect::<Vec<_>>())
+    };
+    let others = vec![(Some("shop/cart/80".to_owned()), 90), (None, 5)];
+    assert_eq!(arrived("elsewhere"), (tables::Protocol::Detect, others));
+    // It has routes for HTTP of its own too, which are more specific.
+    assert_eq!(arrived("team"), (tables::Protocol::Http, vec![]));
 }
 
 #[test]
@@ -536,7 +558,7 @@ fn listener(protocol: model::Protocol) -> model::OutboundListener {
         addresses: vec![address("10.1.0.1:80"), address("[2001:db8::1]:80")],
         protocol,
         http: protocol.may_be_http().then(|| model::HttpRoutes { table: port_of("cart"), consumers }),
-        tcp: protocol.may_be_opaque().then(|| port_of("cart")),
+        tcp: protocol.may_be_opaque().then(|| model::TcpRoutes::all_to(port_of("cart"))),
         sources: sources(),
     }
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,6 +14,8 @@ use heddle_proxy::tables::TlsMode;
 use heddle_proxy::tables::cluster::{Cluster, LoadBalancing, Settings};
 use heddle_proxy::tables::listener::Protocol;
 use heddle_proxy::tables::route::{Mirror, Session};
+use heddle_tests::envoy::Envoy;
+use heddle_tests::live::{LiveMesh, shop, vip};
 use heddle_tests::pods::{Mesh, MeshPod};
 use heddle_tests::{eventually, metrics, origin, tables, talk};
 use http::{Request, Response};
@@ -125,6 +129,58 @@ fn a_client_comes_back_to_the_endpoint_that_answered_it_until_that_is_gone() {
     let response = ask(&moved);
     assert_eq!((response.status(), told(&response)), (200, None), "{response:?}");
 }
+
+#[test]
+fn a_tcp_route_sends_connections_where_its_weights_say() {
+    let workloads = [
+        ("heddle-client", 2, "client", "client"),
+        ("envoy-client", 3, "client", "client"),
+        ("old", 10, "old", "old"),
+        ("new", 11, "new", "new"),
+    ];
+    let manifests = shop(&workloads, &[("old", 1, "old"), ("new", 2, "new")]);
+    let mesh = LiveMesh::start(&[("shop.yaml", &manifests)]);
+    let heddle = mesh.workload("heddle-client", 2, "client", 1);
+    let other = mesh.pod("envoy-client", 3);
+    let _envoy = Envoy::start(&mesh, &other, env!("CARGO_BIN_EXE_heddle-under-test"), "envoy-client", "client", &[]);
+    let servers = [("old", 10), ("new", 11)].map(|(name, number)| {
+        let pod = mesh.workload(name, number, name, 1);
+        origin::tcp(&pod, 8080, move |mut stream| drop(stream.write_all(name.as_bytes())));
+        pod
+    });
+    // The server speaks, the client never does: nothing waits for bytes that would tell a protocol.
+    let answer = |pod: &MeshPod| String::from_utf8(talk::read_to_end(&mut talk::connect(pod, vip(1)))).unwrap();
+    let counted = |pod: &MeshPod| {
+        let mut counts = BTreeMap::new();
+        (0..CONNECTIONS).for_each(|_| *counts.entry(answer(pod)).or_insert(0) += 1);
+        counts
+    };
+    let route = |backends: &str| {
+        let route = format!(
+            "apiVersion: gateway.networking.k8s.io/v1alpha2\nkind: TCPRoute\nmetadata: {{ name: old, namespace: shop }}\n\
+             spec:\n  parentRefs: [{{ group: \"\", kind: Service, name: old }}]\n  rules: [{{ backendRefs: [{backends}] }}]\n"
+        );
+        mesh.apply("route.yaml", &route);
+    };
+    for (sidecar, pod) in [("heddle-proxy", &heddle), ("Envoy", &other)] {
+        route("{ name: new, port: 80 }");
+        eventually("connections go to the other Service", || (answer(pod) == "new").then_some(()));
+        route(
+            "{ name: old, port: 80, weight: 50 }, { name: new, port: 80, weight: 50 }, { name: new, port: 80, weight: 0 }",
+        );
+        eventually("connections go to both", || (answer(pod) == "old").then_some(()));
+        let counts = counted(pod);
+        // Less than a fifth of half comes once in 10⁹ times.
+        let fair = counts.len() == 2 && counts.values().all(|count| *count > CONNECTIONS / 5);
+        assert!(fair, "{sidecar}: {counts:?}");
+        route("{ name: missing, port: 80 }");
+        eventually("connections to nowhere are closed", || answer(pod).is_empty().then_some(()));
+    }
+    drop(servers);
+}
+
+/// Chosen: enough to tell halves.
+const CONNECTIONS: usize = 100;
 
 fn server(mesh: &Mesh, name: &'static str, number: u8) -> MeshPod {
     let mut server = mesh.pod(name, number);

@@ -61,8 +61,13 @@ const READ: &[&str] = &["list", "watch"];
 pub const RULES: &[Rule] = &[
     cluster("", &["namespaces", "serviceaccounts", "services", "pods"], READ, "what the mesh is made of"),
     cluster("discovery.k8s.io", &["endpointslices"], READ, "who serves a Service"),
-    cluster(GATEWAY_GROUP, &["httproutes", "grpcroutes", "referencegrants"], READ, "routes"),
-    cluster(GATEWAY_GROUP, &["httproutes/status", "grpcroutes/status"], &["patch"], "what became of routes"),
+    cluster(GATEWAY_GROUP, &["httproutes", "grpcroutes", "tcproutes", "referencegrants"], READ, "routes"),
+    cluster(
+        GATEWAY_GROUP,
+        &["httproutes/status", "grpcroutes/status", "tcproutes/status"],
+        &["patch"],
+        "what became of routes",
+    ),
     cluster(
         GROUP,
         &["authorizationpolicies", "meshtlspolicies", "trafficpolicies", "workloads"],

@@ -12,5 +12,6 @@ mod mirrors;
 pub mod pb;
 mod per_route;
 mod session;
+mod shares;
 
 pub use index::Index;

@@ -27,9 +27,9 @@ pub struct OutboundListener {
     /// Routes; `None` where the port can carry no HTTP ([`Protocol::Tcp`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpRoutes>,
-    /// Cluster for opaque bytes; `None` where the port carries HTTP only.
+    /// Where opaque connections go; `None` where the port carries HTTP only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tcp: Option<ResourceName>,
+    pub tcp: Option<TcpRoutes>,
     /// Objects this was made from, sorted.
     pub sources: Vec<SourceRef>,
 }
@@ -56,12 +56,50 @@ pub struct HttpRoutes {
     pub consumers: BTreeMap<Arc<str>, ResourceName>,
 }
 
+/// Where the opaque connections of clients go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TcpRoutes {
+    /// For every client whose namespace is not in `consumers`.
+    pub shares: Vec<TcpShare>,
+    /// By client namespace: what that namespace's own TCPRoute says.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub consumers: BTreeMap<Arc<str>, Vec<TcpShare>>,
+}
+
+/// A share of opaque connections.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TcpShare {
+    /// Relative to the others; 0 gets none. At most 1,000,000.
+    pub weight: u32,
+    /// The cluster; `None`: the reference is invalid, and this share is closed (Gateway API, `TCPRouteRule.backendRefs`).
+    pub cluster: Option<ResourceName>,
+}
+
 impl OutboundListener {
     /// How bytes from clients in `namespace` are read: where they brought routes of their own to a port that declares
-    /// nothing, those routes say HTTP.
+    /// nothing, those routes say what it carries.
     pub fn protocol_for(&self, namespace: &str) -> Protocol {
-        let brought = self.http.as_ref().is_some_and(|http| http.consumers.contains_key(namespace));
-        if brought && self.protocol == Protocol::Detect { Protocol::Http } else { self.protocol }
+        let http = self.http.as_ref().is_some_and(|http| http.consumers.contains_key(namespace));
+        let tcp = self.tcp.as_ref().is_some_and(|tcp| tcp.consumers.contains_key(namespace));
+        match self.protocol {
+            Protocol::Detect if http => Protocol::Http,
+            Protocol::Detect if tcp => Protocol::Tcp,
+            declared => declared,
+        }
+    }
+}
+
+impl TcpRoutes {
+    /// Everything to one cluster.
+    pub fn all_to(cluster: ResourceName) -> Self {
+        Self { shares: vec![TcpShare { weight: 1, cluster: Some(cluster) }], consumers: BTreeMap::new() }
+    }
+
+    /// The shares of clients in `namespace`.
+    pub fn for_client(&self, namespace: &str) -> &[TcpShare] {
+        self.consumers.get(namespace).unwrap_or(&self.shares)
     }
 }
 

@@ -11,7 +11,7 @@ use super::cluster::{Cluster, Settings};
 use super::duration;
 use super::endpoint::{Endpoint, Endpoints, Hints, Locality, Place};
 use super::inbound::Inbound;
-use super::listener::{HttpRoutes, OutboundListener, Owner, Protocol};
+use super::listener::{HttpRoutes, OutboundListener, Owner, Protocol, TcpRoutes};
 use super::name::{ResourceName, ServiceName, SourceRef, SpiffeId, WorkloadName};
 use super::route::{Backend, RetryPolicy, Route, RouteMatch, RouteTable, Rule};
 
@@ -125,7 +125,7 @@ impl Workload {
                 addresses: vec![address],
                 protocol: port.protocol,
                 http: http.then(|| HttpRoutes { table: name.clone(), consumers: BTreeMap::new() }),
-                tcp: port.protocol.may_be_opaque().then(|| name.clone()),
+                tcp: port.protocol.may_be_opaque().then(|| TcpRoutes::all_to(name.clone())),
                 sources: self.direct.sources.clone(),
             },
             routes: http.then(|| RouteTable {

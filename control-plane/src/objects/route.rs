@@ -1,4 +1,4 @@
-//! HTTPRoute and GRPCRoute in one shape.
+//! HTTPRoute, GRPCRoute and TCPRoute in one shape.
 //!
 //! Gateway API's bindings repeat the same filter, header and reference types once per place they stand in (rule or
 //! backend, HTTP or gRPC). They are read through their own JSON into the one shape below, so that each rule of
@@ -8,15 +8,16 @@ use std::sync::Arc;
 
 use gateway_api::experimental::grpcroutes::GrpcRoute;
 use gateway_api::experimental::httproutes::HttpRoute;
+use gateway_api::experimental::tcproutes::TcpRoute;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, ObjectKey, namespace_of};
 
-/// An HTTPRoute or a GRPCRoute.
+/// An HTTPRoute, a GRPCRoute or a TCPRoute.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
-    /// Which of the two.
+    /// Which of these.
     pub kind: Kind,
     /// Its metadata.
     pub metadata: ObjectMeta,
@@ -24,7 +25,7 @@ pub struct Route {
     pub spec: RouteSpec,
 }
 
-/// What both kinds say.
+/// What all kinds say.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RouteSpec {
@@ -326,6 +327,12 @@ impl Route {
         Ok(Self { kind: Kind::GrpcRoute, metadata: route.metadata, spec })
     }
 
+    /// A TCPRoute.
+    pub fn from_tcp(route: TcpRoute) -> Result<Self, serde_json::Error> {
+        let spec = serde_json::from_value(serde_json::to_value(&route.spec)?)?;
+        Ok(Self { kind: Kind::TcpRoute, metadata: route.metadata, spec })
+    }
+
     /// Its key.
     pub fn key(&self) -> ObjectKey {
         ObjectKey::of(self.kind, &self.metadata)
@@ -374,6 +381,10 @@ impl BackendRef {
 /// Shared, as [`super::Objects`] keeps it.
 impl From<Route> for super::Object {
     fn from(route: Route) -> Self {
-        if route.kind == Kind::GrpcRoute { Self::GrpcRoute(Arc::new(route)) } else { Self::HttpRoute(Arc::new(route)) }
+        match route.kind {
+            Kind::GrpcRoute => Self::GrpcRoute(Arc::new(route)),
+            Kind::TcpRoute => Self::TcpRoute(Arc::new(route)),
+            _ => Self::HttpRoute(Arc::new(route)),
+        }
     }
 }

@@ -268,7 +268,9 @@ fn set_generation(object: &mut Object, generation: i64) {
         Object::Service(o) => set(o, |o| &mut o.metadata.generation, generation),
         Object::Pod(o) => set(o, |o| &mut o.metadata.generation, generation),
         Object::EndpointSlice(o) => set(o, |o| &mut o.metadata.generation, generation),
-        Object::HttpRoute(o) | Object::GrpcRoute(o) => set(o, |o| &mut o.metadata.generation, generation),
+        Object::HttpRoute(o) | Object::GrpcRoute(o) | Object::TcpRoute(o) => {
+            set(o, |o| &mut o.metadata.generation, generation);
+        }
         Object::ReferenceGrant(o) => set(o, |o| &mut o.metadata.generation, generation),
         Object::Workload(o) => set(o, |o| &mut o.metadata.generation, generation),
         Object::TrafficPolicy(o) => set(o, |o| &mut o.metadata.generation, generation),

@@ -1,5 +1,6 @@
 //! Whether a route attaches to a parent Service, and at which ports.
 
+use super::age;
 use super::service::{is_external, is_headless, tcp_ports};
 use crate::model::Protocol;
 use crate::objects::route::ParentRef;
@@ -18,7 +19,7 @@ pub(super) fn acceptance(objects: &Objects, route: &Route, parent: &ParentRef) -
     {
         let message = format!(
             "{rival} holds the same port of {}: at one port the more specific kind of route holds alone, GRPCRoute \
-             before HTTPRoute; attach this route to another port, or write its rules as gRPC methods",
+             before HTTPRoute before TCPRoute, and of TCPRoutes the oldest; attach this route to another port",
             shown(route, parent)
         );
         return Err((Reason::Conflicted, message));
@@ -60,30 +61,40 @@ fn named_ports(objects: &Objects, route: &Route, parent: &ParentRef) -> Acceptan
         let message = format!("{shown} has no such TCP port; it has {}", has.join(", "));
         return Err((Reason::NoMatchingParent, message));
     }
-    let http: Vec<u16> = named.iter().filter(|port| port.declared != Protocol::Tcp).map(|port| port.number).collect();
-    if http.is_empty() {
-        let message =
-            format!("the appProtocol of {shown} declares bytes that are not HTTP: change it or the parentRef");
+    let opaque = route.kind == Kind::TcpRoute;
+    let carries = |declared: Protocol| if opaque { declared.may_be_opaque() } else { declared.may_be_http() };
+    let ports: Vec<u16> = named.iter().filter(|port| carries(port.declared)).map(|port| port.number).collect();
+    if ports.is_empty() {
+        let what = if opaque { "HTTP" } else { "bytes that are not HTTP" };
+        let message = format!("the appProtocol of {shown} declares {what}: change it or the parentRef");
         return Err((Reason::NoMatchingParent, message));
     }
-    Ok(http)
+    Ok(ports)
 }
 
-/// The GRPCRoute that keeps an HTTPRoute from a port (GEP-1294: routes of the more specific kind hold alone). Producer
-/// routes contend with each other, and so do the consumer routes of each namespace.
+/// The route that keeps another from a port (GEP-1294: routes of the more specific kind hold alone). Producer routes contend
+/// with each other, and so do the consumer routes of each namespace.
 fn rival(objects: &Objects, route: &Route, parent: &ParentRef, port: u16) -> Option<String> {
-    if route.kind == Kind::GrpcRoute {
-        return None;
-    }
     let own = namespace_of(&route.metadata);
     let namespace = parent.namespace.as_deref().unwrap_or(own);
     objects.routes_of(namespace, &parent.name).find_map(|other| {
-        let contends = other.kind == Kind::GrpcRoute && namespace_of(&other.metadata) == own;
+        let contends = namespace_of(&other.metadata) == own && comes_before(other, route);
         let there = contends
             && parents(other, namespace, &parent.name)
                 .any(|parent| named_ports(objects, other, parent).is_ok_and(|ports| ports.contains(&port)));
-        there.then(|| format!("GRPCRoute {own}/{}", name_of(&other.metadata)))
+        there.then(|| format!("{} {own}/{}", other.kind, name_of(&other.metadata)))
     })
+}
+
+/// Whether `other` keeps `route` from the ports of both. TCPRoutes match everything, so that of them only one can hold.
+fn comes_before(other: &Route, route: &Route) -> bool {
+    let specific = |route: &Route| match route.kind {
+        Kind::GrpcRoute => 2,
+        Kind::TcpRoute => 0,
+        _ => 1,
+    };
+    let older = route.kind == Kind::TcpRoute && age(&other.metadata) < age(&route.metadata);
+    specific(other) > specific(route) || (specific(other) == specific(route) && older)
 }
 
 fn parents<'r>(route: &'r Route, namespace: &'r str, service: &'r str) -> impl Iterator<Item = &'r ParentRef> {

@@ -1,9 +1,9 @@
 //! Where a rule sends requests: backend references followed to clusters.
 
 use super::service::{is_external, tcp_ports};
-use crate::model::{Protocol, ResourceName, ServiceName};
+use crate::model::{ResourceName, ServiceName};
 use crate::objects::route::BackendRef;
-use crate::objects::{Objects, Route, namespace_of};
+use crate::objects::{Kind, Objects, Route, namespace_of};
 use crate::status::Reason;
 
 /// The cluster a reference means, or why it means none. `parent` is the Service the route is attached to: its own
@@ -40,8 +40,17 @@ pub(super) fn resolve(
         let message = format!("backend Service {name}, {wanted}: name one of its TCP ports: {}", has.join(", "));
         return Err((Reason::BackendNotFound, message));
     };
-    if port.declared == Protocol::Tcp {
-        let message = format!("backend Service {name}, port {}: its appProtocol is not HTTP", port.number);
+    let carries = match route.kind {
+        Kind::TcpRoute => port.declared.may_be_opaque(),
+        _ => port.declared.may_be_http(),
+    };
+    if !carries {
+        let what = if route.kind == Kind::TcpRoute {
+            "says HTTP, whose requests a TCPRoute cannot see"
+        } else {
+            "is not HTTP"
+        };
+        let message = format!("backend Service {name}, port {}: its appProtocol {what}", port.number);
         return Err((Reason::UnsupportedProtocol, message));
     }
     Ok(ResourceName::service_port(&name, port.number))

@@ -18,6 +18,7 @@ mod rule;
 mod service;
 mod session;
 mod status;
+mod tcp_route;
 mod tls;
 mod traffic;
 mod workload;

@@ -12,10 +12,12 @@ use super::precedence::Key;
 use super::problem::Problem;
 use super::service::Port;
 use super::traffic::{self, Traffic};
-use super::{accept, backend, filter, grpc_route, http_route, session};
+use super::{accept, backend, filter, grpc_route, http_route, session, tcp_route};
 use crate::api::traffic_policy::{BACKOFF_GROWTH, DEFAULT_ATTEMPTS, DEFAULT_BACKOFF};
 use crate::model::route::{RetryPolicy, Session};
-use crate::model::{Backend, Filter, Protocol, ResourceName, Route, RouteTable, Rule, ServiceName, SourceRef};
+use crate::model::{
+    Backend, Filter, Protocol, ResourceName, Route, RouteTable, Rule, ServiceName, SourceRef, TcpRoutes, TcpShare,
+};
 use crate::objects::route::{RouteFilter, RouteRule, RuleRetry, SessionPersistence};
 use crate::objects::{self, Kind, Objects, name_of, namespace_of};
 use crate::status::Reason;
@@ -26,22 +28,29 @@ pub(super) struct Tables {
     pub(super) protocol: Protocol,
     /// None where the port carries no HTTP; else the producer's, then the consumers'.
     pub(super) tables: Vec<RouteTable>,
+    /// Where what is no HTTP goes; `None` where there is none.
+    pub(super) tcp: Option<TcpRoutes>,
+    /// The objects `tcp` comes from, besides the Service.
+    pub(super) tcp_sources: Vec<SourceRef>,
 }
 
 /// The tables of `port`.
 pub(super) fn tables(objects: &Objects, service: &Service, port: &Port<'_>) -> Tables {
     let name = ServiceName::new(namespace_of(&service.metadata), name_of(&service.metadata));
-    if port.declared == Protocol::Tcp {
-        return Tables { protocol: Protocol::Tcp, tables: Vec::new() };
+    let own = ResourceName::service_port(&name, port.number);
+    let opaque = tcp_route::InForce::at(objects, &name, port.number);
+    let tcp = opaque.routes(objects, &name, own.clone());
+    let tcp_sources = opaque.sources().collect();
+    if port.declared == Protocol::Tcp || opaque.has_producer() {
+        return Tables { protocol: Protocol::Tcp, tables: Vec::new(), tcp: Some(tcp), tcp_sources };
     }
     let mut by_namespace: BTreeMap<&str, Vec<&Arc<objects::Route>>> = BTreeMap::new();
-    for route in objects.routes_of(&name.namespace, &name.name) {
+    for route in objects.routes_of(&name.namespace, &name.name).filter(|route| route.kind != Kind::TcpRoute) {
         if accept::holds_at(objects, route, &name.namespace, &name.name, port.number) {
             by_namespace.entry(namespace_of(&route.metadata)).or_default().push(route);
         }
     }
     let producers = by_namespace.remove(&*name.namespace).unwrap_or_default();
-    let own = ResourceName::service_port(&name, port.number);
     let mut tables = vec![if producers.is_empty() {
         default_table(objects, &name, own)
     } else {
@@ -56,13 +65,15 @@ pub(super) fn tables(objects: &Objects, service: &Service, port: &Port<'_>) -> T
         Protocol::Detect if !producers.is_empty() => Protocol::Http,
         declared => declared,
     };
-    Tables { protocol, tables }
+    Tables { protocol, tables, tcp: protocol.may_be_opaque().then_some(tcp), tcp_sources }
 }
 
 /// What became of a route's rules.
 #[derive(Default)]
 pub(super) struct Built {
     pub(super) routes: Vec<(Key, Route)>,
+    /// Where connections go, of a TCPRoute.
+    pub(super) shares: Vec<TcpShare>,
     /// What is not in force as written, a sentence each.
     pub(super) broken: Vec<String>,
     /// The same, by rule.
@@ -126,6 +137,7 @@ fn one(
     let at = rule.name.clone().unwrap_or_else(|| index.to_string());
     let matches = match route.kind {
         Kind::GrpcRoute => grpc_route::matches(route, index, rule),
+        Kind::TcpRoute => return connections(objects, route, service, index, rule, built),
         _ => http_route::matches(route, index, rule),
     };
     let matches = match matches {
@@ -183,6 +195,29 @@ fn one(
         session,
     });
     built.routes.extend(matches.into_iter().map(|(key, matches)| (key, Route { matches, rule: rule.clone() })));
+}
+
+/// A rule of a TCPRoute. All match everything, so only the first can ever be asked.
+fn connections(
+    objects: &Objects,
+    route: &objects::Route,
+    service: &ServiceName,
+    index: usize,
+    rule: &RouteRule,
+    built: &mut Built,
+) {
+    if index > 0 {
+        let problem =
+            Problem::Impossible("a TCPRoute has one rule, because nothing tells connections apart: write one".into());
+        built.broken.push(format!("rule {index}: {problem}; the rule is left out"));
+        built.note(index, &problem);
+        built.useless += 1;
+        return;
+    }
+    for given in &rule.backend_refs {
+        let (Backend { weight, cluster, .. }, _) = backend_of(objects, route, service, given, false, "0", built);
+        built.shares.push(TcpShare { weight, cluster });
+    }
 }
 
 /// A session that cannot be meant is left out, and the rule holds without it.

@@ -37,7 +37,7 @@ pub fn service(objects: &Objects, settings: &Settings, name: &ServiceName) -> Op
         let tables = rule::tables(objects, service, &port);
         let endpoints = endpoints(objects, settings, service, &port, &instances);
         let traffic = traffic::for_service(objects, name);
-        built.listeners.push(listener(service, name, &port, tables.protocol, &tables.tables));
+        built.listeners.push(listener(service, name, &port, &tables));
         let identities: BTreeSet<_> = endpoints.iter().filter_map(|endpoint| endpoint.mtls.clone()).collect();
         built.clusters.insert(
             cluster.clone(),
@@ -135,17 +135,12 @@ fn slice_target(objects: &Objects, service: &Service, port: &Port<'_>, instance:
     None
 }
 
-fn listener(
-    service: &Service,
-    name: &ServiceName,
-    port: &Port<'_>,
-    protocol: Protocol,
-    tables: &[model::RouteTable],
-) -> OutboundListener {
+fn listener(service: &Service, name: &ServiceName, port: &Port<'_>, tables: &rule::Tables) -> OutboundListener {
     let own = ResourceName::service_port(name, port.number);
     let mut used = BTreeSet::from([SourceRef::new("Service", &name.namespace, &name.name)]);
-    used.extend(tables.iter().flat_map(|table| table.sources.iter().cloned()));
-    let consumers = tables.iter().filter_map(|table| {
+    used.extend(tables.tables.iter().flat_map(|table| table.sources.iter().cloned()));
+    used.extend(tables.tcp_sources.iter().cloned());
+    let consumers = tables.tables.iter().filter_map(|table| {
         let (_, namespace) = table.name.as_str().split_once('@')?;
         Some((Arc::from(namespace), table.name.clone()))
     });
@@ -154,9 +149,9 @@ fn listener(
         port: port.number,
         port_name: port.spec.name.as_deref().map(Arc::from),
         addresses: cluster_ips(service).into_iter().map(|ip| SocketAddr::new(ip, port.number)).collect(),
-        protocol,
-        http: protocol.may_be_http().then(|| HttpRoutes { table: own.clone(), consumers: consumers.collect() }),
-        tcp: protocol.may_be_opaque().then_some(own),
+        protocol: tables.protocol,
+        http: tables.protocol.may_be_http().then(|| HttpRoutes { table: own, consumers: consumers.collect() }),
+        tcp: tables.tcp.clone(),
         sources: used.into_iter().collect(),
     }
 }

@@ -15,7 +15,7 @@ use crate::status::{CONTROLLER, Condition, ConditionType, ObjectStatus, ParentSt
 pub fn status(objects: &Objects, settings: &Settings, key: &ObjectKey) -> Option<Status> {
     let (namespace, name) = (&*key.namespace, &*key.name);
     match key.kind {
-        Kind::HttpRoute | Kind::GrpcRoute => route(objects, objects.route(key)?),
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute => route(objects, objects.route(key)?),
         Kind::TrafficPolicy => {
             let policy = objects.traffic_policies.get(namespace, name)?;
             let found = Attachment {

@@ -12,7 +12,7 @@ use crate::api::{TargetRef, TrafficPolicy};
 use crate::model::cluster::{Limits, Outlier};
 use crate::model::route::RetryPolicy;
 use crate::model::{LoadBalancing, ServiceName, Settings, SourceRef, UpstreamHttp};
-use crate::objects::{Kind, Objects, Route, name_of, namespace_of};
+use crate::objects::{Objects, Route, name_of, namespace_of};
 
 /// The policies that reach something, nearest first.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +27,7 @@ pub(super) fn for_service(objects: &Objects, service: &ServiceName) -> Traffic {
 
 /// What reaches a route's requests to a Service.
 pub(super) fn for_route(objects: &Objects, route: &Route, service: &ServiceName) -> Traffic {
-    let kind = if route.kind == Kind::GrpcRoute { "GRPCRoute" } else { "HTTPRoute" };
+    let kind = route.kind.name();
     let name = name_of(&route.metadata);
     let own = winner(objects, namespace_of(&route.metadata), &|t| t.kind == kind && t.name == name);
     Traffic(own.into_iter().chain(for_service(objects, service).0).collect())

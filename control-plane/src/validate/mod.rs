@@ -7,6 +7,7 @@
 
 use gateway_api::experimental::grpcroutes::GrpcRoute;
 use gateway_api::experimental::httproutes::HttpRoute;
+use gateway_api::experimental::tcproutes::TcpRoute;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -32,6 +33,7 @@ pub fn findings(group: &str, kind: &str, object: &Value) -> Findings {
         (api::GROUP, "Workload") => own::<Workload>(object, |workload| workload.spec.check()),
         (api::GATEWAY_GROUP, "HTTPRoute") => route::<HttpRoute>(object, Route::from_http),
         (api::GATEWAY_GROUP, "GRPCRoute") => route::<GrpcRoute>(object, Route::from_grpc),
+        (api::GATEWAY_GROUP, "TCPRoute") => route::<TcpRoute>(object, Route::from_tcp),
         _ => Findings::default(),
     }
 }

@@ -286,7 +286,7 @@ impl Core {
             let live = destination.live.as_ref().and_then(|(parsed, _)| parsed.as_ref());
             for parsed in destination.told.as_ref().into_iter().chain(live) {
                 routes.extend(&parsed.routes);
-                clusters.extend(&parsed.tcp);
+                clusters.extend(parsed.tcp_clusters());
             }
         }
         for entry in routes.iter().filter_map(|name| self.routes.get(*name)) {

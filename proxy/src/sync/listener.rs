@@ -16,7 +16,8 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
 use heddle_xds::resource::parse_outbound;
 use prost::Name;
 
-use super::read::{self, Error, Within};
+use super::read::{self, Error, Within, at_most};
+use super::route::INVALID_CLUSTER;
 use crate::tables::listener::Protocol;
 
 /// One original destination, with the names of what it leads to.
@@ -26,8 +27,24 @@ pub struct Parsed {
     pub protocol: Protocol,
     /// The route table's name, where there may be HTTP.
     pub routes: Option<Arc<str>>,
-    /// The cluster's name, where there may be opaque bytes.
-    pub tcp: Option<Arc<str>>,
+    /// Where opaque connections go; none where there can be none.
+    pub tcp: Vec<Share>,
+}
+
+/// A share of opaque connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// The cluster's name; `None`: the reference is invalid.
+    pub cluster: Option<Arc<str>>,
+    /// Above 0.
+    pub weight: u32,
+}
+
+impl Parsed {
+    /// Names of the clusters of opaque connections.
+    pub fn tcp_clusters(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.tcp.iter().filter_map(|share| share.cluster.as_ref())
+    }
 }
 
 /// Reads the resource `name`, `outbound/<ip>:<port>`.
@@ -60,13 +77,13 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, Error> {
         (Some(_), None) => Protocol::Http,
         (None, Some(_)) => Protocol::Tcp,
     };
-    Ok(Parsed { protocol, routes: found.routes.map(|(_, name)| name), tcp: found.tcp })
+    Ok(Parsed { protocol, routes: found.routes.map(|(_, name)| name), tcp: found.tcp.unwrap_or_default() })
 }
 
 #[derive(Default)]
 struct Chains {
     routes: Option<(CodecType, Arc<str>)>,
-    tcp: Option<Arc<str>>,
+    tcp: Option<Vec<Share>>,
 }
 
 impl Chains {
@@ -81,8 +98,8 @@ impl Chains {
             }
         };
         if any.type_url == TcpProxy::type_url() {
-            let cluster = tcp_cluster(&read::unpack(Some(any)).nth("filters", 0)?).nth("filters", 0)?;
-            return once(&mut self.tcp, cluster).nth("filters", 0);
+            let shares = shares(&read::unpack(Some(any)).nth("filters", 0)?).nth("filters", 0)?;
+            return once(&mut self.tcp, shares).nth("filters", 0);
         }
         let manager: HttpConnectionManager = read::unpack(Some(any)).nth("filters", 0)?;
         once(&mut self.routes, routes(&manager).within("typed_config").nth("filters", 0)?).nth("filters", 0)
@@ -96,12 +113,27 @@ fn once<T>(place: &mut Option<T>, value: T) -> Result<(), Error> {
     }
 }
 
-fn tcp_cluster(proxy: &TcpProxy) -> Result<Arc<str>, Error> {
+fn shares(proxy: &TcpProxy) -> Result<Vec<Share>, Error> {
+    let share = |name: &str, weight| Share { cluster: (name != INVALID_CLUSTER).then(|| name.into()), weight };
     match &proxy.cluster_specifier {
-        Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => Ok(name.as_str().into()),
+        Some(ClusterSpecifier::Cluster(name)) if !name.is_empty() => Ok(vec![share(name, 1)]),
+        Some(ClusterSpecifier::WeightedClusters(several)) if !several.clusters.is_empty() => {
+            at_most("typed_config.weighted_clusters.clusters", &several.clusters, MAX_SHARES)?;
+            let heavy = several.clusters.iter().any(|share| share.weight == 0 || share.weight > MAX_WEIGHT);
+            if heavy {
+                let reason = format!("must be from 1 to {MAX_WEIGHT}");
+                return Err(Error::new("typed_config.weighted_clusters.clusters.weight", reason));
+            }
+            Ok(several.clusters.iter().map(|given| share(&given.name, given.weight)).collect())
+        }
         _ => Err(Error::new("typed_config.cluster", "must name a cluster")),
     }
 }
+
+/// Clusters of one listener. Gateway API allows 16 backends.
+const MAX_SHARES: usize = 64;
+/// Gateway API, `BackendRef.weight`; together they stay far below the end of a `u32`.
+const MAX_WEIGHT: u32 = 1_000_000;
 
 fn routes(manager: &HttpConnectionManager) -> Result<(CodecType, Arc<str>), Error> {
     let codec = match CodecType::try_from(manager.codec_type) {

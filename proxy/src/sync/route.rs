@@ -40,7 +40,7 @@ use crate::tables::route::{
 };
 
 /// The cluster that stands for an invalid backend reference.
-const INVALID_CLUSTER: &str = "invalid";
+pub(super) const INVALID_CLUSTER: &str = "invalid";
 
 /// Reads the resource `name`. `cluster` says which cluster a name stands for; `None` where there is none, so that its
 /// share is answered 500.

@@ -44,7 +44,9 @@ impl Tables {
         let mut by_name = std::collections::BTreeMap::new();
         for listener in listeners {
             let rules = listener.http.iter().flat_map(|table| &table.routes).map(|route| &route.rule);
-            for cluster in rules.flat_map(|rule| rule.clusters()).chain(&listener.tcp) {
+            for cluster in
+                rules.flat_map(|rule| rule.clusters()).chain(listener.tcp.iter().flat_map(listener::Shares::clusters))
+            {
                 by_name.insert(cluster.name.clone(), cluster.clone());
             }
         }

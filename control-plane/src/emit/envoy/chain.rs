@@ -55,10 +55,15 @@ pub fn tls(matches: FilterChainMatch, alpn: &[&str]) -> FilterChainMatch {
 /// Opaque bytes to `cluster`, offered as `heddle-tcp` where an endpoint is meshed. A connection that was never made is
 /// made again, as the sidecar does.
 pub fn relay(cluster: &str) -> Vec<Filter> {
+    relay_to(cluster, ClusterSpecifier::Cluster(cluster.to_owned()))
+}
+
+/// The same to several clusters; `name` is for Envoy's own statistics.
+pub fn relay_to(name: &str, clusters: ClusterSpecifier) -> Vec<Filter> {
     let offer = SetFilterState { on_new_connection: vec![offer(&OFFER_TCP)], ..SetFilterState::default() };
     let proxy = TcpProxy {
-        stat_prefix: cluster.to_owned(),
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        stat_prefix: name.to_owned(),
+        cluster_specifier: Some(clusters),
         max_connect_attempts: Some(pb::uint32(CONNECT_ATTEMPTS)),
         // No limit: a database connection may be silent for days. Envoy's default is an hour.
         idle_timeout: Some(pb::duration(Duration::ZERO)),

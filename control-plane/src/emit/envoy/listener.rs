@@ -15,14 +15,16 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use heddle_xds::resource::{self, Resource};
 
 use super::http::{self, Manager, Side};
+use super::route::NO_CLUSTER;
 use super::{Settings, chain, tls};
-use crate::emit::pb;
+use crate::emit::{pb, shares};
 use crate::model::{OutboundListener, Protocol, ResourceName};
 
-/// One listener for each address of `listener`; HTTP is routed by `table`.
+/// One listener for each address of `listener`, for clients in `namespace`; HTTP is routed by `table`.
 pub fn listeners(
     listener: &OutboundListener,
     table: Option<&ResourceName>,
+    namespace: &str,
     settings: &Settings,
 ) -> impl Iterator<Item = Resource> {
     let one = move |address: &SocketAddr| {
@@ -32,7 +34,7 @@ pub fn listeners(
             address: Some(pb::address(*address)),
             bind_to_port: Some(pb::boolean(false)),
             traffic_direction: TrafficDirection::Outbound as i32,
-            ..protocol(listener, table, settings)
+            ..protocol(listener, table, namespace, settings)
         };
         Resource::encode(name, &message, pb::sources(&listener.sources))
     };
@@ -40,13 +42,20 @@ pub fn listeners(
 }
 
 /// How bytes are read. Without routes for HTTP, or without a cluster for opaque bytes, such connections are closed.
-fn protocol(listener: &OutboundListener, table: Option<&ResourceName>, settings: &Settings) -> Listener {
+fn protocol(
+    listener: &OutboundListener,
+    table: Option<&ResourceName>,
+    namespace: &str,
+    settings: &Settings,
+) -> Listener {
     let http1 = || table.map(|table| vec![manager(table, CodecType::Http1, &tls::OFFER_HTTP1)]).unwrap_or_default();
     let http2 = || table.map(|table| vec![manager(table, CodecType::Http2, &tls::OFFER_HTTP2)]).unwrap_or_default();
-    let opaque = || listener.tcp.as_ref().map(|cluster| chain::relay(cluster.as_str())).unwrap_or_default();
+    let shares = listener.tcp.as_ref().map(|routes| routes.for_client(namespace));
+    let relay = |shares| chain::relay_to(&format!("tcp/{}", listener.port), shares::specifier(shares, NO_CLUSTER));
+    let opaque = || shares.map(relay).unwrap_or_default();
     let any = FilterChainMatch::default;
     let http2_chain = || chain::chain("http2", chain::plaintext(any(), &chain::INSPECTED_HTTP2), http2(), None);
-    match listener.protocol {
+    match listener.protocol_for(namespace) {
         Protocol::Tcp => Listener { default_filter_chain: Some(chain::default_chain(opaque())), ..Listener::default() },
         Protocol::Http2 => {
             Listener { default_filter_chain: Some(chain::default_chain(http2())), ..Listener::default() }

@@ -83,13 +83,14 @@ impl Default for Settings {
 pub fn resources(model: &Model, workload: &Workload, settings: &Settings) -> BTreeMap<Kind, Vec<Resource>> {
     let mut out = Out::default();
     let place = workload.place();
+    let namespace = &*workload.name.namespace;
     let clusters: BTreeMap<&ResourceName, &Cluster> =
         model.services.values().flat_map(|service| &service.clusters).collect();
     for service in model.services.values() {
         for listener in &service.listeners {
-            let table = listener.http.as_ref().map(|http| http.for_client(&workload.name.namespace));
+            let table = listener.http.as_ref().map(|http| http.for_client(namespace));
             let table = table.and_then(|name| service.routes.get(name));
-            out.destination(listener, table, &clusters, settings);
+            out.destination(listener, table, &clusters, namespace, settings);
         }
         for (name, cluster) in &service.clusters {
             let endpoints = service.endpoints.get(name).map(|endpoints| endpoints.for_client(&place));
@@ -99,7 +100,7 @@ pub fn resources(model: &Model, workload: &Workload, settings: &Settings) -> BTr
     for other in model.workloads.values() {
         for direct in other.known_destinations() {
             let clusters = BTreeMap::from([(&direct.cluster.name, &direct.cluster)]);
-            out.destination(&direct.listener, direct.routes.as_ref(), &clusters, settings);
+            out.destination(&direct.listener, direct.routes.as_ref(), &clusters, namespace, settings);
             out.cluster(&direct.cluster, Some(&direct.endpoints), settings);
         }
     }
@@ -127,9 +128,10 @@ impl Out {
         listener: &OutboundListener,
         table: Option<&RouteTable>,
         clusters: &BTreeMap<&ResourceName, &Cluster>,
+        namespace: &str,
         settings: &Settings,
     ) {
-        for resource in listener::listeners(listener, table.map(|table| &table.name), settings) {
+        for resource in listener::listeners(listener, table.map(|table| &table.name), namespace, settings) {
             self.add(Kind::Listener, resource);
         }
         // A headless Service has routes but no address to dial; nobody would ask for its table.

@@ -252,7 +252,7 @@ fn plain(name: &str, address: &str, protocol: Protocol, identities: &[SpiffeId])
             addresses: vec![address],
             protocol,
             http: http.then(|| HttpRoutes { table: cluster.clone(), consumers: BTreeMap::new() }),
-            tcp: protocol.may_be_opaque().then(|| cluster.clone()),
+            tcp: protocol.may_be_opaque().then(|| TcpRoutes::all_to(cluster.clone())),
             sources: vec![SourceRef::new("Service", "shop", name)],
         }],
         routes: http.then(|| (cluster.clone(), table)).into_iter().collect(),

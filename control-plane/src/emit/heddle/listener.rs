@@ -25,21 +25,23 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     HttpConnectionManager, HttpFilter, Rds, http_filter,
 };
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
-use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use heddle_xds::resource::{Resource, outbound};
 use prost::Name;
 use serde::Serialize;
 
-use crate::emit::pb;
-use crate::model::{OutboundListener, Owner, Protocol, ResourceName, ServiceName, SourceRef, WorkloadName};
+use super::route::INVALID_CLUSTER;
+use crate::emit::{pb, shares};
+use crate::model::{OutboundListener, Owner, Protocol, ResourceName, ServiceName, SourceRef, TcpShare, WorkloadName};
 
 /// The listener of one of its addresses, with the routes clients of `client_namespace` get.
 pub fn listener(listener: &OutboundListener, address: SocketAddr, client_namespace: &str) -> Resource {
     let name = outbound(address);
+    let protocol = listener.protocol_for(client_namespace);
     let http = listener.http.as_ref().map(|routes| routes.for_client(client_namespace));
-    let http = http.map(|table| chain("http", connection_manager(table, listener.protocol)));
-    let tcp = listener.tcp.as_ref().map(|cluster| chain("tcp", tcp_proxy(cluster)));
-    let (filter_chains, default_filter_chain, listener_filters) = match listener.protocol {
+    let http = http.map(|table| chain("http", connection_manager(table, protocol)));
+    let tcp = listener.tcp.as_ref().map(|routes| routes.for_client(client_namespace));
+    let tcp = tcp.map(|shares| chain("tcp", tcp_proxy(&name, shares)));
+    let (filter_chains, default_filter_chain, listener_filters) = match protocol {
         Protocol::Detect => (http.map(only_http).into_iter().collect(), tcp, vec![http_inspector()]),
         Protocol::Http | Protocol::Http2 => (http.into_iter().collect(), None, Vec::new()),
         Protocol::Tcp => (tcp.into_iter().collect(), None, Vec::new()),
@@ -116,10 +118,11 @@ fn connection_manager(table: &ResourceName, protocol: Protocol) -> Filter {
     network_filter("envoy.filters.network.http_connection_manager", &manager)
 }
 
-fn tcp_proxy(cluster: &ResourceName) -> Filter {
+fn tcp_proxy(name: &str, shares: &[TcpShare]) -> Filter {
+    let first = shares.first().and_then(|share| share.cluster.as_ref());
     let proxy = TcpProxy {
-        stat_prefix: cluster.to_string(),
-        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_string())),
+        stat_prefix: first.map_or(name, ResourceName::as_str).to_owned(),
+        cluster_specifier: Some(shares::specifier(shares, INVALID_CLUSTER)),
         ..TcpProxy::default()
     };
     network_filter("envoy.filters.network.tcp_proxy", &proxy)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use gateway_api::experimental::grpcroutes::GrpcRoute;
 use gateway_api::experimental::httproutes::HttpRoute;
 use gateway_api::experimental::referencegrants::ReferenceGrant;
+use gateway_api::experimental::tcproutes::TcpRoute;
 use k8s_openapi::api::core::v1::{Namespace, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -267,6 +268,16 @@ impl Readable for GrpcRoute {
     fn into_object(mut self) -> Result<Object, Unreadable> {
         prune(&mut self.metadata);
         route(Route::from_grpc(self))
+    }
+}
+
+impl Readable for TcpRoute {
+    const KIND: Kind = Kind::TcpRoute;
+    const HAS_STATUS: bool = true;
+
+    fn into_object(mut self) -> Result<Object, Unreadable> {
+        prune(&mut self.metadata);
+        route(Route::from_tcp(self))
     }
 }
 

@@ -8,6 +8,7 @@ use super::entry::{ClusterEntry, LiveRoutes, RouteEntry, Told, is_made_from, mak
 use super::{Core, PATIENCE, is_over};
 use crate::sync::counts::count;
 use crate::sync::{listener, route};
+use crate::tables::listener::{Share, Shares};
 use crate::tables::route::{Backend, Route, RouteMatch, Rule};
 use crate::tables::{Answer, Listener, Millis, RouteTable};
 
@@ -97,11 +98,11 @@ impl Core {
                 count(&self.counts.partial);
                 tracing::warn!(destination = %address, "put in force before all it names has arrived");
             }
-            clusters.extend(parsed.tcp.iter().filter(|cluster| self.stand_in(cluster)).cloned());
+            clusters.extend(parsed.tcp_clusters().filter(|cluster| self.stand_in(cluster)).cloned());
         }
         let affected = |parsed: &listener::Parsed| {
             parsed.routes.as_ref().is_some_and(|name| routes.contains(name))
-                || parsed.tcp.as_ref().is_some_and(|name| clusters.contains(name))
+                || parsed.tcp_clusters().any(|name| clusters.contains(name))
         };
         let rebuilt = self.destinations.iter().filter_map(|(address, wanted)| {
             let parsed = wanted.live.as_ref()?.0.as_ref()?;
@@ -122,11 +123,13 @@ impl Core {
 
     fn put_in_force(&mut self, address: SocketAddr, parsed: &listener::Parsed) {
         let cluster = |name: &Arc<str>| self.clusters.get(name).and_then(|entry| entry.live.clone());
+        let share =
+            |share: &listener::Share| Share { weight: share.weight, cluster: share.cluster.as_ref().and_then(cluster) };
         let listener = Listener {
             address,
             protocol: parsed.protocol,
             http: parsed.routes.as_ref().map(|name| self.table(name)),
-            tcp: parsed.tcp.as_ref().and_then(cluster),
+            tcp: (!parsed.tcp.is_empty()).then(|| Shares::new(parsed.tcp.iter().map(share).collect())),
         };
         if let Some(wanted) = self.destinations.get_mut(&address) {
             wanted.live = Some((Some(parsed.clone()), Answer::Exists(Arc::new(listener))));
@@ -152,7 +155,7 @@ impl Core {
             let absent = |entry: &RouteEntry| matches!(entry.told, Told::Absent);
             self.routes.get(name).is_some_and(|entry| entry.live.is_some() || absent(entry))
         });
-        routes && parsed.tcp.as_ref().is_none_or(|name| self.is_answered(name))
+        routes && parsed.tcp_clusters().all(|name| self.is_answered(name))
     }
 
     fn is_answered(&self, cluster: &str) -> bool {

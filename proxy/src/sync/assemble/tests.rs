@@ -330,7 +330,8 @@ fn an_opaque_listener_leads_to_its_cluster() {
     bench.cluster("a/db/5432");
 
     let listener = bench.listener(ADDRESS).unwrap();
-    assert_eq!(&*listener.tcp.as_ref().unwrap().name, "a/db/5432");
+    let clusters: Vec<_> = listener.tcp.as_ref().unwrap().clusters().map(|cluster| &*cluster.name).collect();
+    assert_eq!(clusters, ["a/db/5432"]);
     assert!(listener.http.is_none());
 }
 
