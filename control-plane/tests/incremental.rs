@@ -122,3 +122,32 @@ spec:
     assert_eq!(services, ["shop/web"]);
     assert!(touched.workloads.is_empty());
 }
+
+#[test]
+fn a_policy_of_a_guest_s_route_touches_the_policies_it_comes_before() {
+    let settings = settings();
+    let policy = |name: &str, namespace: &str, target: &str| {
+        format!(
+            "---\napiVersion: heddle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             spec: {{targetRefs: [{{{target}}}], timeouts: {{request: 1s}}}}\n"
+        )
+    };
+    let shop = policy("all", "shop", "kind: Namespace, name: shop");
+    let route = "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: guest, namespace: other}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web, namespace: shop}]
+  rules: [{backendRefs: [{name: web, namespace: shop, port: 80}]}]
+";
+    let before = Objects::of(objects(&format!("{SHOP}{shop}{route}")));
+    let mut after = before.clone();
+    let guest = policy("guest", "other", "group: gateway.networking.k8s.io, kind: HTTPRoute, name: guest");
+    objects(&guest).into_iter().for_each(|object| after.set(object));
+    let (translation, _) = translate::update(&translate::all(&before, &settings), &before, &after, &settings);
+    let full = translate::all(&after, &settings);
+    assert_eq!(translation.statuses, full.statuses);
+    let shown = format!("{:?}", translation.statuses);
+    assert!(shown.contains("timeouts.request by TrafficPolicy other/guest for HTTPRoute guest"), "{shown}");
+}

@@ -111,8 +111,8 @@ impl Reach<'_> {
                 for target in &policy.spec.target_refs {
                     match target.kind.as_str() {
                         "Service" => self.service(namespace, &target.name),
-                        "HTTPRoute" => self.route(&ObjectKey::new(Kind::HttpRoute, namespace, &target.name)),
-                        "GRPCRoute" => self.route(&ObjectKey::new(Kind::GrpcRoute, namespace, &target.name)),
+                        "HTTPRoute" => self.routed(&ObjectKey::new(Kind::HttpRoute, namespace, &target.name)),
+                        "GRPCRoute" => self.routed(&ObjectKey::new(Kind::GrpcRoute, namespace, &target.name)),
                         _ => self.all_services(namespace),
                     }
                 }
@@ -150,6 +150,13 @@ impl Reach<'_> {
         if let Some(route) = self.objects.route(key).cloned() {
             route.parent_services().for_each(|(namespace, name)| self.service(namespace, name));
         }
+    }
+
+    /// The same for a policy of the route, which policies of its parents say comes before them.
+    fn routed(&mut self, key: &ObjectKey) {
+        self.route(key);
+        let route = self.objects.route(key).cloned();
+        route.iter().flat_map(|route| route.parent_services()).for_each(|(namespace, _)| self.policies(namespace));
     }
 
     /// Routes with the same parent may win or lose against each other.
