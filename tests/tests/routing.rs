@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use heddle_proxy::tables::route::{Mirror, Session};
 use heddle_tests::envoy::Envoy;
 use heddle_tests::live::{LiveMesh, shop, vip};
 use heddle_tests::pods::{Mesh, MeshPod};
-use heddle_tests::{eventually, metrics, origin, tables, talk};
+use heddle_tests::{PATIENCE, eventually, metrics, origin, tables, talk};
 use http::{Request, Response};
 use http_body_util::Full;
 
@@ -149,7 +150,15 @@ fn a_tcp_route_sends_connections_where_its_weights_say() {
         pod
     });
     // The server speaks, the client never does: nothing waits for bytes that would tell a protocol.
-    let answer = |pod: &MeshPod| String::from_utf8(talk::read_to_end(&mut talk::connect(pod, vip(1)))).unwrap();
+    // What leads nowhere may be reset before the client has seen that it was connected.
+    let answer = |pod: &MeshPod| match pod.netns().run(|| TcpStream::connect_timeout(&vip(1), PATIENCE)).unwrap() {
+        Ok(mut stream) => {
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            String::from_utf8(talk::read_to_end(&mut stream)).unwrap()
+        }
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => String::new(),
+        Err(error) => panic!("a connection to the Service: {error}"),
+    };
     let counted = |pod: &MeshPod| {
         let mut counts = BTreeMap::new();
         (0..CONNECTIONS).for_each(|_| *counts.entry(answer(pod)).or_insert(0) += 1);

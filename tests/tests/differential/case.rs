@@ -77,11 +77,11 @@ impl Ask {
 }
 
 impl Case {
-    /// How often what differed is asked again to tell difference from chance.
-    pub fn again(&self) -> u32 {
+    /// How often what differed in so many rounds is asked again to tell difference from chance.
+    pub fn again(&self, rounds: u32) -> u32 {
         let rules = self.manifests.iter().filter_map(|manifest| manifest["spec"]["rules"].as_array()).flatten();
         let chooses = |rule: &Value| rule["backendRefs"].as_array().is_some_and(|backends| backends.len() > 1);
-        if rules.into_iter().any(chooses) { 2 * MANY } else { 1 }
+        if rules.into_iter().any(chooses) { rounds * MANY } else { 1 }
     }
 
     /// Whether mutual TLS between sidecars is off.

@@ -81,11 +81,11 @@ fn differs(worlds: &mut [World; 2], case: &Case) -> Option<String> {
     each_world(worlds, |world| world.apply(case));
     let mut asks = case.asks.clone();
     let mut words = String::new();
-    for _ in 0..=CONFIRMATIONS {
+    for round in 1..=1 + CONFIRMATIONS {
         let found = compared(worlds, &asks);
         let places: BTreeSet<_> = found.iter().map(|(place, _)| *place).collect();
         words = found.into_iter().map(|(_, words)| words).collect();
-        asks = places.into_iter().map(|place| asks[place].again(case.again())).collect();
+        asks = places.into_iter().map(|place| asks[place].again(case.again(round))).collect();
         if asks.is_empty() {
             return None;
         }
@@ -215,7 +215,7 @@ const MOST: usize = 3;
 /// Longest wait for copies of requests to come.
 const COPIES: Duration = Duration::from_secs(2);
 /// How often a difference must be seen again.
-const CONFIRMATIONS: usize = 2;
+const CONFIRMATIONS: u32 = 2;
 /// Tries to make a case smaller.
 const SHRINKING: usize = 80;
 /// Cases in which a bug must be found.
