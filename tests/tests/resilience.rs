@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use heddle_proxy::tables::cluster::{Endpoint, LoadBalancing, Settings};
 use heddle_proxy::tables::listener::Protocol;
 use heddle_proxy::tables::route::{RetryPolicy, Rule};
 use heddle_tests::pods::{Mesh, MeshPod};
+use heddle_tests::wire::Reader;
 use heddle_tests::{eventually, metrics, origin, tables, talk};
 use http::{Response, StatusCode};
 use http_body_util::Full;
@@ -105,6 +107,21 @@ fn without_another_endpoint_the_cause_travels_back() {
     let response = talk::get(&client, VIP.parse().unwrap(), "/");
     assert_eq!((response.status(), response.field("x-heddle-error")), (503, Some("undelivered")), "{response:?}");
     assert!(response.field("x-heddle-undelivered").is_none(), "{response:?}");
+}
+
+#[test]
+fn an_answer_arrives_though_nobody_wanted_the_requests_body_and_its_connection_goes_on() {
+    let mesh = Mesh::new();
+    let servers = servers(&mesh, 1);
+    let client = client(&mesh, &servers, round_robin(), 1, |_| {});
+    let mut answers = Reader::new(talk::connect(&client, VIP.parse().unwrap()));
+    let body = "x".repeat(8 * 1024 * 1024);
+    let post = format!("POST / HTTP/1.1\r\nHost: api\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    for request in [post.as_str(), "GET / HTTP/1.1\r\nHost: api\r\n\r\n", &post, &post] {
+        answers.stream().write_all(request.as_bytes()).unwrap();
+        let answer = answers.response(false).unwrap();
+        assert_eq!((answer.status(), answer.field("x-heddle-error")), (503, Some("undelivered")), "{answer:?}");
+    }
 }
 
 #[test]
@@ -221,7 +238,7 @@ fn weights_split_traffic_and_a_share_without_backend_is_500() {
     let mut stream = talk::connect(&client, VIP.parse().unwrap());
     let requests =
         "GET / HTTP/1.1\r\nHost: api\r\n\r\n".repeat(399) + "GET / HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n";
-    std::io::Write::write_all(&mut stream, requests.as_bytes()).unwrap();
+    stream.write_all(requests.as_bytes()).unwrap();
     let text = String::from_utf8(talk::read_to_end(&mut stream)).unwrap();
     let invalid = text.matches("HTTP/1.1 500").count();
     let [a, b] = counts.map(|count| count.load(Ordering::SeqCst));

@@ -15,6 +15,7 @@ use http::{Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 
 use super::body::{Broken, Counter, Replay, RequestBody};
+use super::client_body::ClientBody;
 use super::error::{Cause, Error, Fault, X_HEDDLE_DRAINING, X_HEDDLE_UNDELIVERED};
 use super::tee::Feed;
 use crate::balance::breaker::{self, Kind, Permit};
@@ -330,7 +331,7 @@ enum SourceBody {
 
 impl Source {
     /// A client's request, its body counted by `counter` and copied to `feeds`, which only requests towards the network have.
-    pub fn new(head: Parts, body: Incoming, towards: Towards, counter: Counter, feeds: Vec<Feed>) -> Self {
+    pub fn new(head: Parts, body: ClientBody, towards: Towards, counter: Counter, feeds: Vec<Feed>) -> Self {
         let idempotent = is_idempotent(&head.method);
         // Towards the application only idempotent requests are sent again once they have left; what hyper hands back
         // unsent needs no copy.

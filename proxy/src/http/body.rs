@@ -15,6 +15,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
+use super::client_body::ClientBody;
 use super::error::{self, BoxError, Cause, Error};
 use super::tee::{Feed, Tap};
 use crate::metrics::Record;
@@ -186,7 +187,7 @@ pub enum RequestBody {
     /// No body.
     Empty,
     /// Sent once.
-    Once(Incoming, Counter, Broken),
+    Once(ClientBody, Counter, Broken),
     /// Kept for another attempt as far as [`MAX_REPLAY_BYTES`] go.
     Replay(ReplayReader),
     /// A copy of another request's.
@@ -260,7 +261,7 @@ fn clients_fault(error: &hyper::Error) -> Cause {
 pub struct Replay(Rc<RefCell<Kept>>);
 
 struct Kept {
-    incoming: Incoming,
+    incoming: ClientBody,
     counter: Counter,
     broken: Broken,
     /// Copies of it.
@@ -306,7 +307,7 @@ impl KeptFrame {
 
 impl Replay {
     /// Keeps `incoming` as it is read, and copies it to `feeds`.
-    pub fn new(incoming: Incoming, counter: Counter, broken: Broken, feeds: Vec<Feed>) -> Self {
+    pub fn new(incoming: ClientBody, counter: Counter, broken: Broken, feeds: Vec<Feed>) -> Self {
         let size_hint = incoming.size_hint();
         Self(Rc::new(RefCell::new(Kept {
             incoming,

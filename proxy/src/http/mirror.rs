@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 
 use super::attempt::{self, Source, Target};
 use super::body::RequestBody;
+use super::client_body::ClientBody;
 use super::error::Error;
 use super::request::upstream_version;
 use super::tee::{Feed, tee};
@@ -28,7 +29,7 @@ pub fn start<'m>(
     worker: &Rc<Worker>,
     mirrors: impl Iterator<Item = &'m Mirror>,
     head: &Parts,
-    body: &Incoming,
+    body: &ClientBody,
 ) -> Vec<Feed> {
     let mut feeds = Vec::new();
     for mirror in mirrors {

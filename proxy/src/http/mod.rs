@@ -5,6 +5,7 @@
 
 pub mod attempt;
 pub mod body;
+pub mod client_body;
 pub mod cors;
 pub mod error;
 pub mod filter;

@@ -17,6 +17,7 @@ use hyper::upgrade::OnUpgrade;
 
 use super::attempt::{self, Source, Target};
 use super::body::{Body, Failure};
+use super::client_body::ClientBody;
 use super::error::{self, Cause, Error};
 use super::filter::{self, Verdict};
 use super::{cors, guard, headers, identity, mirror, route, session, trace, translate, upgrade};
@@ -92,6 +93,7 @@ impl Connection {
 /// REFUSED_STREAM.
 pub async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> Result<Response<Body>, h2::Error> {
     let (head, body) = request.into_parts();
+    let body = ClientBody::new(body, &head, connection.clone());
     let (version, grpc) = (head.version, route::is_grpc(&head.headers));
     let mut record = Record::new(&connection.worker, connection.direction, connection.caller(), grpc);
     record.log(&head, connection.peer);
@@ -218,7 +220,7 @@ impl Chosen {
 async fn serve(
     connection: &Connection,
     mut head: Parts,
-    body: Incoming,
+    body: ClientBody,
     record: &mut Record,
     chosen: &mut Chosen,
 ) -> Result<Reply, Error> {
@@ -275,7 +277,7 @@ async fn serve_inbound(
     connection: &Connection,
     inbound: &Inbound,
     mut head: Parts,
-    body: Incoming,
+    body: ClientBody,
     record: &mut Record,
 ) -> Result<Reply, Error> {
     record.destination(inbound.application.service.as_ref());
@@ -375,7 +377,7 @@ async fn forward<'m>(
     target: &Target<'_>,
     mirrors: impl Iterator<Item = &'m Mirror>,
     mut head: Parts,
-    body: Incoming,
+    body: ClientBody,
     record: &mut Record,
 ) -> Result<Reply, Error> {
     let upgrade = headers::upgrade_wanted(head.version, &head.headers);

@@ -17,6 +17,7 @@ pub struct Connections {
     accept_failures: IntCounterVec,
     broken: IntCounterVec,
     detection_limits: IntCounterVec,
+    bodies_left_unread: IntCounterVec,
     count: Arc<AtomicUsize>,
 }
 
@@ -76,6 +77,11 @@ impl Connections {
                 "Connections taken for opaque because a limit of protocol detection was reached.",
                 &["direction", "limit"],
             )?,
+            bodies_left_unread: counter(
+                "heddle_bodies_left_unread_total",
+                "Request bodies that came after their response, for longer than they are read.",
+                &["direction"],
+            )?,
             count: Arc::default(),
         })
     }
@@ -106,6 +112,11 @@ impl Connections {
     /// Detection reached a limit.
     pub fn detection_limited(&self, direction: Direction, limit: Limit) {
         self.detection_limits.with_label_values(&[direction.name(), limit.name()]).inc();
+    }
+
+    /// A body that nobody waits for any more was not read to its end.
+    pub fn body_left_unread(&self, direction: Direction) {
+        self.bodies_left_unread.with_label_values(&[direction.name()]).inc();
     }
 
     /// accept(2) failed.
