@@ -42,6 +42,8 @@ pub enum Kind {
     HttpRoute,
     /// `gateway.networking.k8s.io/v1`
     GrpcRoute,
+    /// `gateway.networking.k8s.io/v1`
+    TlsRoute,
     /// `gateway.networking.k8s.io/v1alpha2`
     TcpRoute,
     /// `gateway.networking.k8s.io/v1`
@@ -84,6 +86,8 @@ pub enum Object {
     HttpRoute(Arc<Route>),
     /// A GRPCRoute.
     GrpcRoute(Arc<Route>),
+    /// A TLSRoute.
+    TlsRoute(Arc<Route>),
     /// A TCPRoute.
     TcpRoute(Arc<Route>),
     /// A ReferenceGrant.
@@ -122,6 +126,8 @@ pub struct Objects {
     pub http_routes: Table<Route>,
     /// GRPCRoutes.
     pub grpc_routes: Table<Route>,
+    /// TLSRoutes.
+    pub tls_routes: Table<Route>,
     /// TCPRoutes.
     pub tcp_routes: Table<Route>,
     /// ReferenceGrants.
@@ -165,6 +171,7 @@ impl Objects {
             Object::EndpointSlice(o) => self.endpoint_slices.insert(namespace, name, o),
             Object::HttpRoute(o) => self.http_routes.insert(namespace, name, o),
             Object::GrpcRoute(o) => self.grpc_routes.insert(namespace, name, o),
+            Object::TlsRoute(o) => self.tls_routes.insert(namespace, name, o),
             Object::TcpRoute(o) => self.tcp_routes.insert(namespace, name, o),
             Object::ReferenceGrant(o) => self.reference_grants.insert(namespace, name, o),
             Object::Workload(o) => self.workloads.insert(namespace, name, o),
@@ -188,6 +195,7 @@ impl Objects {
             Kind::EndpointSlice => self.endpoint_slices.remove(namespace, name),
             Kind::HttpRoute => self.http_routes.remove(namespace, name),
             Kind::GrpcRoute => self.grpc_routes.remove(namespace, name),
+            Kind::TlsRoute => self.tls_routes.remove(namespace, name),
             Kind::TcpRoute => self.tcp_routes.remove(namespace, name),
             Kind::ReferenceGrant => self.reference_grants.remove(namespace, name),
             Kind::Workload => self.workloads.remove(namespace, name),
@@ -209,6 +217,7 @@ impl Objects {
             Kind::EndpointSlice => Object::EndpointSlice(self.endpoint_slices.get(namespace, name)?.clone()),
             Kind::HttpRoute => Object::HttpRoute(self.http_routes.get(namespace, name)?.clone()),
             Kind::GrpcRoute => Object::GrpcRoute(self.grpc_routes.get(namespace, name)?.clone()),
+            Kind::TlsRoute => Object::TlsRoute(self.tls_routes.get(namespace, name)?.clone()),
             Kind::TcpRoute => Object::TcpRoute(self.tcp_routes.get(namespace, name)?.clone()),
             Kind::ReferenceGrant => Object::ReferenceGrant(self.reference_grants.get(namespace, name)?.clone()),
             Kind::Workload => Object::Workload(self.workloads.get(namespace, name)?.clone()),
@@ -235,6 +244,7 @@ impl Objects {
             Kind::EndpointSlice => self.endpoint_slices.keys(kind),
             Kind::HttpRoute => self.http_routes.keys(kind),
             Kind::GrpcRoute => self.grpc_routes.keys(kind),
+            Kind::TlsRoute => self.tls_routes.keys(kind),
             Kind::TcpRoute => self.tcp_routes.keys(kind),
             Kind::ReferenceGrant => self.reference_grants.keys(kind),
             Kind::Workload => self.workloads.keys(kind),
@@ -256,6 +266,7 @@ impl Objects {
                 Kind::EndpointSlice => self.endpoint_slices.changed(&before.endpoint_slices, kind, &mut keys),
                 Kind::HttpRoute => self.http_routes.changed(&before.http_routes, kind, &mut keys),
                 Kind::GrpcRoute => self.grpc_routes.changed(&before.grpc_routes, kind, &mut keys),
+                Kind::TlsRoute => self.tls_routes.changed(&before.tls_routes, kind, &mut keys),
                 Kind::TcpRoute => self.tcp_routes.changed(&before.tcp_routes, kind, &mut keys),
                 Kind::ReferenceGrant => self.reference_grants.changed(&before.reference_grants, kind, &mut keys),
                 Kind::Workload => self.workloads.changed(&before.workloads, kind, &mut keys),
@@ -279,6 +290,7 @@ impl Objects {
             Kind::EndpointSlice => self.endpoint_slices.len(),
             Kind::HttpRoute => self.http_routes.len(),
             Kind::GrpcRoute => self.grpc_routes.len(),
+            Kind::TlsRoute => self.tls_routes.len(),
             Kind::TcpRoute => self.tcp_routes.len(),
             Kind::ReferenceGrant => self.reference_grants.len(),
             Kind::Workload => self.workloads.len(),
@@ -303,6 +315,7 @@ impl Objects {
     pub fn route(&self, key: &ObjectKey) -> Option<&Arc<Route>> {
         let table = match key.kind {
             Kind::GrpcRoute => &self.grpc_routes,
+            Kind::TlsRoute => &self.tls_routes,
             Kind::TcpRoute => &self.tcp_routes,
             _ => &self.http_routes,
         };
@@ -311,7 +324,11 @@ impl Objects {
 
     /// All routes, of every kind.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.http_routes.iter().chain(self.grpc_routes.iter()).chain(self.tcp_routes.iter())
+        self.http_routes
+            .iter()
+            .chain(self.grpc_routes.iter())
+            .chain(self.tls_routes.iter())
+            .chain(self.tcp_routes.iter())
     }
 }
 
@@ -413,6 +430,7 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::TlsRoute(_) => Kind::TlsRoute,
             Self::TcpRoute(_) => Kind::TcpRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::Workload(_) => Kind::Workload,
@@ -430,7 +448,7 @@ impl Object {
             Self::Service(o) => &o.metadata,
             Self::Pod(o) => &o.metadata,
             Self::EndpointSlice(o) => &o.metadata,
-            Self::HttpRoute(o) | Self::GrpcRoute(o) | Self::TcpRoute(o) => &o.metadata,
+            Self::HttpRoute(o) | Self::GrpcRoute(o) | Self::TlsRoute(o) | Self::TcpRoute(o) => &o.metadata,
             Self::ReferenceGrant(o) => &o.metadata,
             Self::Workload(o) => &o.metadata,
             Self::TrafficPolicy(o) => &o.metadata,
@@ -454,6 +472,7 @@ impl Object {
             (Self::EndpointSlice(a), Self::EndpointSlice(b)) => Arc::ptr_eq(a, b),
             (Self::HttpRoute(a), Self::HttpRoute(b))
             | (Self::GrpcRoute(a), Self::GrpcRoute(b))
+            | (Self::TlsRoute(a), Self::TlsRoute(b))
             | (Self::TcpRoute(a), Self::TcpRoute(b)) => Arc::ptr_eq(a, b),
             (Self::ReferenceGrant(a), Self::ReferenceGrant(b)) => Arc::ptr_eq(a, b),
             (Self::Workload(a), Self::Workload(b)) => Arc::ptr_eq(a, b),
@@ -489,6 +508,11 @@ pub fn name_of(metadata: &ObjectMeta) -> &str {
 }
 
 impl Kind {
+    /// Whether it is a route of connections that are not looked into.
+    pub fn routes_connections(self) -> bool {
+        matches!(self, Self::TlsRoute | Self::TcpRoute)
+    }
+
     /// As manifests write it.
     pub fn name(self) -> &'static str {
         match self {
@@ -499,6 +523,7 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::Workload => "Workload",
@@ -526,7 +551,7 @@ impl fmt::Display for ObjectKey {
 }
 
 /// All kinds, in the order of [`Kind`].
-pub const KINDS: [Kind; 13] = [
+pub const KINDS: [Kind; 14] = [
     Kind::Namespace,
     Kind::ServiceAccount,
     Kind::Service,
@@ -534,6 +559,7 @@ pub const KINDS: [Kind; 13] = [
     Kind::EndpointSlice,
     Kind::HttpRoute,
     Kind::GrpcRoute,
+    Kind::TlsRoute,
     Kind::TcpRoute,
     Kind::ReferenceGrant,
     Kind::Workload,

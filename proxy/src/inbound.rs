@@ -14,7 +14,7 @@ use crate::metrics::{Direction, TcpRecord};
 use crate::opaque;
 use crate::stream::Stream;
 use crate::tables::{Cluster, Inbound as InForce, Port, Protocol, TlsMode};
-use crate::tls::{self, Alpn, Hello, Peer};
+use crate::tls::{self, Alpn, Hello, Peer, hello};
 use crate::upstream::Towards;
 use crate::worker::Worker;
 
@@ -59,10 +59,11 @@ impl Inbound<'_> {
             tentative = Some(server);
         }
         match self.sniff(&mut client).await? {
-            Sniffed::Tls => match self.hello(&mut client).await? {
-                Hello::SidecarTcp => self.sidecar_opaque(client, tentative).await,
-                Hello::SidecarHttp => self.sidecar_http(client).await,
-                Hello::Application | Hello::More => self.plaintext(client, Sniffed::Tls, tentative).await,
+            // A hello beyond the limit, or cut off, is no sidecar's.
+            Sniffed::Tls => match hello::read(&mut client, hello::client_hello).await? {
+                Some(Hello::SidecarTcp) => self.sidecar_opaque(client, tentative).await,
+                Some(Hello::SidecarHttp) => self.sidecar_http(client).await,
+                Some(Hello::Application) | None => self.plaintext(client, Sniffed::Tls, tentative).await,
             },
             sniffed => self.plaintext(client, sniffed, tentative).await,
         }
@@ -88,26 +89,6 @@ impl Inbound<'_> {
     async fn who_speaks(&self, client: &mut Stream, server: &mut opaque::Dialled) -> Result<Speaker, Cause> {
         let speaker = detect::who_speaks(client, &mut server.stream, self.worker.ending()).await;
         speaker.map_err(|_| Cause::DownstreamClosed)
-    }
-
-    /// Reads until the ClientHello tells whose it is.
-    async fn hello(&self, client: &mut Stream) -> Result<Hello, Cause> {
-        let read = async {
-            loop {
-                match tls::client_hello(client.ahead()) {
-                    Hello::More => {}
-                    hello => return Ok(hello),
-                }
-                // A hello beyond the limit, or cut off, is no sidecar's.
-                if client.read_ahead(detect::MAX_BYTES).await? == 0 {
-                    return Ok(Hello::Application);
-                }
-            }
-        };
-        match tokio::time::timeout(detect::MAX_WAIT, read).await {
-            Ok(hello) => hello.map_err(|_: std::io::Error| Cause::DownstreamClosed),
-            Err(_) => Err(Cause::TlsFailure),
-        }
     }
 
     async fn sidecar_http(&self, client: Stream) -> Result<(), Cause> {

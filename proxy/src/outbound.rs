@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
+
 use crate::detect::{self, Sniffed, Speaker};
 use crate::http::error::Cause;
 use crate::http::request::Connection;
@@ -15,11 +17,14 @@ use crate::listen::Accepted;
 use crate::metrics::{Direction, TcpRecord};
 use crate::opaque;
 use crate::stream::Stream;
-use crate::tables::listener::{Listener, Protocol, Shares};
+use crate::tables::listener::{Listener, Opaque, Protocol, ServerNames, Shares};
 use crate::tables::{Answer, Cluster, Destination, Egress, Millis, Seen};
+use crate::tls::hello;
 use crate::upstream::Towards;
 use crate::worker::Worker;
 
+/// A TLS record with the fatal alert `unrecognized_name` (RFC 8446 §6.2).
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// How long it is remembered that a server speaks first. It saves the client's silence, never the parsing.
 const SERVER_FIRST_MEMORY_MS: u64 = 5 * 60 * 1000;
 
@@ -90,7 +95,10 @@ struct Outbound<'c> {
 impl Outbound<'_> {
     async fn to_mesh(&self, client: Stream, listener: &Listener, seen: &Seen) -> Result<(), Cause> {
         match listener.protocol {
-            Protocol::Tcp => self.relay(client, listener, None).await,
+            Protocol::Tcp => match &listener.tcp {
+                Some(Opaque::ServerNames(names)) => self.by_server_name(client, names).await,
+                _ => self.relay(client, listener.shares(), None).await,
+            },
             Protocol::Http | Protocol::Http2 => self.declared_http(client, listener.protocol).await,
             Protocol::Detect => self.detect(client, listener, seen).await,
         }
@@ -118,7 +126,7 @@ impl Outbound<'_> {
         if spoke {
             return self.by_client_bytes(client, listener, None).await;
         }
-        let Some(cluster) = listener.tcp.as_ref().and_then(|shares| self.choose(shares).ok()) else {
+        let Some(cluster) = listener.shares().and_then(|shares| self.choose(shares).ok()) else {
             return self.by_client_bytes(client, listener, None).await;
         };
         let mut server = match opaque::dial(self.worker, &cluster, Towards::Network).await {
@@ -132,7 +140,7 @@ impl Outbound<'_> {
             Speaker::Client => self.by_client_bytes(client, listener, Some((cluster, server))).await,
             Speaker::Server => {
                 seen.server_first.store(self.worker.shared.now().0.max(1), Ordering::Relaxed);
-                self.relay(client, listener, Some((cluster, server))).await
+                self.relay(client, listener.shares(), Some((cluster, server))).await
             }
         }
     }
@@ -156,7 +164,27 @@ impl Outbound<'_> {
                 Ok(())
             }
             Sniffed::Http1 | Sniffed::Http2 | Sniffed::Tls | Sniffed::Opaque | Sniffed::More => {
-                self.relay(client, listener, tentative).await
+                self.relay(client, listener.shares(), tentative).await
+            }
+        }
+    }
+
+    /// Serves a TLS client by the name it asks for.
+    async fn by_server_name(&self, mut client: Stream, names: &ServerNames) -> Result<(), Cause> {
+        let asked = match self.sniff(&mut client).await? {
+            Sniffed::Tls => hello::read(&mut client, hello::server_name).await?,
+            Sniffed::Http1 | Sniffed::Http2 | Sniffed::Opaque | Sniffed::More => None,
+        };
+        let Some(name) = asked else {
+            client.abort();
+            return Err(Cause::ProtocolMismatch);
+        };
+        match name.and_then(|name| names.find(&name)) {
+            Some(shares) => self.relay(client, Some(shares), None).await,
+            None => {
+                // Whoever does not read it sees that the connection ends.
+                let _ = client.write_all(&UNRECOGNIZED_NAME).await;
+                Err(Cause::NoRoute)
             }
         }
     }
@@ -187,10 +215,10 @@ impl Outbound<'_> {
     async fn relay(
         &self,
         client: Stream,
-        listener: &Listener,
+        shares: Option<&Shares>,
         dialled: Option<(Arc<Cluster>, opaque::Dialled)>,
     ) -> Result<(), Cause> {
-        let Some(shares) = &listener.tcp else {
+        let Some(shares) = shares else {
             client.abort();
             return Err(Cause::ProtocolMismatch);
         };

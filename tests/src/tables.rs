@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use heddle_proxy::tables::cluster::{Cluster, Endpoint, EndpointSet, EndpointTls, Settings};
-use heddle_proxy::tables::listener::{Listener, Protocol, Share, Shares};
+use heddle_proxy::tables::listener::{Listener, Opaque, Protocol, Share, Shares};
 use heddle_proxy::tables::policy::PolicySet;
 use heddle_proxy::tables::route::{Backend, Route, RouteMatch, RouteTable, Rule};
 use heddle_proxy::tables::{Answer, Destination, Egress, Inbound, Mesh, Port, ServiceName, Tables, TlsMode};
@@ -101,7 +101,7 @@ pub fn destination_with(
     tcp: Option<Arc<Cluster>>,
 ) {
     let http = (protocol != Protocol::Tcp).then(|| Arc::new(RouteTable { name: "shop/api/80".into(), routes }));
-    let tcp = tcp.map(|cluster| Shares::new(vec![Share { weight: 1, cluster: Some(cluster) }]));
+    let tcp = tcp.map(|cluster| Opaque::Shares(Shares::new(vec![Share { weight: 1, cluster: Some(cluster) }])));
     let listener = Listener { address, protocol, http, tcp };
     tables.outbound.insert(address, Destination::from(Answer::Exists(Arc::new(listener))));
 }

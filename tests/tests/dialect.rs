@@ -46,21 +46,49 @@ fn a_listener_s_protocol_and_what_it_leads_to_arrive() {
 fn shares_of_opaque_connections_arrive_with_their_weights_and_the_invalid_one_as_none() {
     let share = |weight, name: Option<&str>| model::TcpShare { weight, cluster: name.map(port_of) };
     let several = vec![share(90, Some("cart")), share(0, Some("old")), share(5, None)];
-    let brought = BTreeMap::from([(Arc::from("team"), vec![share(1, None)])]);
+    let brought = BTreeMap::from([(Arc::from("team"), model::Opaque::Shares(vec![share(1, None)]))]);
     let given = model::OutboundListener {
-        tcp: Some(model::TcpRoutes { shares: several, consumers: brought }),
+        tcp: Some(model::TcpRoutes { everyone: model::Opaque::Shares(several), consumers: brought }),
         ..listener(model::Protocol::Detect)
     };
     let arrived = |client| {
         let resource = heddle::listener(&given, address("10.1.0.1:80"), client);
         let parsed = sync::listener::parse("outbound/10.1.0.1:80", &resource.bytes).unwrap();
-        let shares = parsed.tcp.iter().map(|share| (share.cluster.as_deref().map(str::to_owned), share.weight));
-        (parsed.protocol, shares.collect::<Vec<_>>())
+        let shares = match parsed.tcp {
+            None => Vec::new(),
+            Some(sync::listener::Opaque::Shares(shares)) => said(&shares),
+            Some(named) => panic!("{named:?}"),
+        };
+        (parsed.protocol, shares)
     };
     let others = vec![(Some("shop/cart/80".to_owned()), 90), (None, 5)];
     assert_eq!(arrived("elsewhere"), (tables::Protocol::Detect, others));
     // It has routes for HTTP of its own too, which are more specific.
     assert_eq!(arrived("team"), (tables::Protocol::Http, vec![]));
+}
+
+fn said(shares: &[sync::listener::Share]) -> Vec<(Option<String>, u32)> {
+    shares.iter().map(|share| (share.cluster.as_deref().map(str::to_owned), share.weight)).collect()
+}
+
+#[test]
+fn server_names_arrive_with_the_shares_of_each() {
+    let share = |weight, name: Option<&str>| model::TcpShare { weight, cluster: name.map(port_of) };
+    let names =
+        [("db.example", vec![share(3, Some("cart")), share(1, Some("old"))]), ("*.example", vec![share(1, None)])];
+    let names = names.map(|(name, shares)| (Arc::from(name), shares));
+    let tcp = model::TcpRoutes { everyone: model::Opaque::ServerNames(names.into()), consumers: BTreeMap::new() };
+    let given = model::OutboundListener { tcp: Some(tcp), ..listener(model::Protocol::Tcp) };
+
+    let resource = heddle::listener(&given, address("10.1.0.1:80"), "elsewhere");
+    let parsed = sync::listener::parse("outbound/10.1.0.1:80", &resource.bytes).unwrap();
+
+    let Some(sync::listener::Opaque::ServerNames(arrived)) = &parsed.tcp else { panic!("{parsed:?}") };
+    let arrived: Vec<_> = arrived.iter().map(|(name, shares)| (&**name, said(shares))).collect();
+    let cluster = |name: &str| Some(format!("shop/{name}/80"));
+    let expected = [("*.example", vec![(None, 1)]), ("db.example", vec![(cluster("cart"), 3), (cluster("old"), 1)])];
+    assert_eq!((parsed.protocol, arrived), (tables::Protocol::Tcp, expected.to_vec()));
+    assert_eq!(parsed.tcp_clusters().count(), 2);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use heddle_proxy::tables::route::{Mirror, Session};
 use heddle_tests::envoy::Envoy;
 use heddle_tests::live::{LiveMesh, shop, vip};
 use heddle_tests::pods::{Mesh, MeshPod};
+use heddle_tests::programs::{self, Program, Server};
 use heddle_tests::{PATIENCE, eventually, metrics, origin, tables, talk};
 use http::{Request, Response};
 use http_body_util::Full;
@@ -188,6 +190,94 @@ fn a_tcp_route_sends_connections_where_its_weights_say() {
     drop(servers);
 }
 
+#[test]
+fn a_tls_route_sends_connections_where_the_name_they_ask_for_leads() {
+    let workloads = [
+        ("heddle-client", 2, "client", "client"),
+        ("envoy-client", 3, "client", "client"),
+        ("old", 10, "old", "old"),
+        ("new", 11, "new", "new"),
+    ];
+    let manifests = shop(&workloads, &[("old", 1, "old"), ("new", 2, "new")]);
+    let mesh = LiveMesh::start(&[("shop.yaml", &manifests)]);
+    let heddle = mesh.workload("heddle-client", 2, "client", 1);
+    let other = mesh.pod("envoy-client", 3);
+    let _envoy = Envoy::start(&mesh, &other, env!("CARGO_BIN_EXE_heddle-under-test"), "envoy-client", "client", &[]);
+    let servers = [("old", 10), ("new", 11)].map(|(name, number)| {
+        let pod = mesh.workload(name, number, name, 1);
+        let files = tempfile::tempdir().unwrap();
+        let server = tls_server(&pod, files.path(), name);
+        (server, pod, files)
+    });
+    mesh.apply(
+        "route.yaml",
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: { name: old, namespace: shop }\nspec:\n  \
+         parentRefs: [{ group: \"\", kind: Service, name: old }]\n  hostnames: [new.example, \"*.new.example\"]\n  \
+         rules: [{ backendRefs: [{ name: new, port: 80 }] }]\n---\n\
+         apiVersion: gateway.networking.k8s.io/v1\nkind: TLSRoute\nmetadata: { name: rest, namespace: shop }\nspec:\n  \
+         parentRefs: [{ group: \"\", kind: Service, name: old }]\n  hostnames: [\"*.example\", not.new.example]\n  \
+         rules: [{ backendRefs: [{ name: old, port: 80 }] }]\n",
+    );
+    for (sidecar, pod) in [("heddle-proxy", &heddle), ("Envoy", &other)] {
+        let leads = |name| subject(pod, &["-servername", name]);
+        eventually("a name that leads nowhere is refused", || leads("example").is_none().then_some(()));
+        let cases = [
+            ("new.example", Some("new")),
+            ("NEW.example", Some("new")),
+            ("a.b.new.example", Some("new")),
+            ("not.new.example", Some("old")),
+            ("old.example", Some("old")),
+            ("example.org", None),
+        ];
+        for (name, server) in cases {
+            assert_eq!(leads(name).as_deref(), server, "{sidecar}: {name}");
+        }
+        assert_eq!(subject(pod, &["-noservername"]), None, "{sidecar}: no name");
+        let answer = talk::exchange(pod, vip(1), "no TLS at all\r\n");
+        assert!(answer.is_empty(), "{sidecar}: {answer:?}");
+    }
+    let page = metrics::page(&heddle);
+    let refused = |cause: &str| {
+        let labels = ["direction=\"outbound\"", &format!("cause=\"{cause}\"")];
+        metrics::sum(&page, "heddle_downstream_connections_refused_total", &labels)
+    };
+    assert!(refused("no_route") >= 3.0 && refused("protocol_mismatch") == 1.0, "{page}");
+    drop(servers);
+}
+
+/// A server in `pod` whose certificate has this name.
+fn tls_server(pod: &MeshPod, files: &Path, name: &str) -> Server {
+    let [key, certificate] = ["key.pem", "crt.pem"].map(|name| files.join(name));
+    let mut make = OPENSSL.command();
+    make.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+    ]);
+    make.arg(format!("/CN={name}")).arg("-keyout").arg(&key).arg("-out").arg(&certificate);
+    programs::run(pod, make);
+    let mut serve = OPENSSL.command();
+    serve.args(["s_server", "-accept", "8080", "-www", "-cert"]).arg(&certificate).arg("-key").arg(&key);
+    Server::start(pod, serve, "ACCEPT")
+}
+
+/// Whose certificate a TLS client in `pod` is shown.
+fn subject(pod: &MeshPod, options: &[&str]) -> Option<String> {
+    let mut shell = Program { name: "sh", package: "dash" }.command();
+    let address = vip(1).to_string();
+    shell.args(["-c", "openssl s_client -connect \"$0\" \"$@\" 2>&1; true", &address]).args(options);
+    let said = programs::run(pod, shell).text();
+    said.lines().find_map(|line| Some(line.strip_prefix("subject=CN = ")?.to_owned()))
+}
+
+const OPENSSL: Program = Program { name: "openssl", package: "openssl" };
 /// Chosen: enough to tell halves.
 const CONNECTIONS: usize = 100;
 

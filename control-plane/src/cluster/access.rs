@@ -61,10 +61,10 @@ const READ: &[&str] = &["list", "watch"];
 pub const RULES: &[Rule] = &[
     cluster("", &["namespaces", "serviceaccounts", "services", "pods"], READ, "what the mesh is made of"),
     cluster("discovery.k8s.io", &["endpointslices"], READ, "who serves a Service"),
-    cluster(GATEWAY_GROUP, &["httproutes", "grpcroutes", "tcproutes", "referencegrants"], READ, "routes"),
+    cluster(GATEWAY_GROUP, &["httproutes", "grpcroutes", "tlsroutes", "tcproutes", "referencegrants"], READ, "routes"),
     cluster(
         GATEWAY_GROUP,
-        &["httproutes/status", "grpcroutes/status", "tcproutes/status"],
+        &["httproutes/status", "grpcroutes/status", "tlsroutes/status", "tcproutes/status"],
         &["patch"],
         "what became of routes",
     ),

@@ -61,10 +61,22 @@ pub struct HttpRoutes {
 #[serde(rename_all = "camelCase")]
 pub struct TcpRoutes {
     /// For every client whose namespace is not in `consumers`.
-    pub shares: Vec<TcpShare>,
-    /// By client namespace: what that namespace's own TCPRoute says.
+    #[serde(flatten)]
+    pub everyone: Opaque,
+    /// By client namespace: what that namespace's own TLSRoutes or TCPRoute say.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub consumers: BTreeMap<Arc<str>, Vec<TcpShare>>,
+    pub consumers: BTreeMap<Arc<str>, Opaque>,
+}
+
+/// What tells opaque connections apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Opaque {
+    /// Nothing: they are shared by weight.
+    Shares(Vec<TcpShare>),
+    /// The server name a TLS client asks for (RFC 6066 §3), in lower case; `*.` before it: every name that ends so, of which
+    /// the longest counts. Other connections are closed.
+    ServerNames(BTreeMap<Arc<str>, Vec<TcpShare>>),
 }
 
 /// A share of opaque connections.
@@ -94,12 +106,13 @@ impl OutboundListener {
 impl TcpRoutes {
     /// Everything to one cluster.
     pub fn all_to(cluster: ResourceName) -> Self {
-        Self { shares: vec![TcpShare { weight: 1, cluster: Some(cluster) }], consumers: BTreeMap::new() }
+        let everyone = Opaque::Shares(vec![TcpShare { weight: 1, cluster: Some(cluster) }]);
+        Self { everyone, consumers: BTreeMap::new() }
     }
 
-    /// The shares of clients in `namespace`.
-    pub fn for_client(&self, namespace: &str) -> &[TcpShare] {
-        self.consumers.get(namespace).unwrap_or(&self.shares)
+    /// What holds for clients in `namespace`.
+    pub fn for_client(&self, namespace: &str) -> &Opaque {
+        self.consumers.get(namespace).unwrap_or(&self.everyone)
     }
 }
 

@@ -23,7 +23,7 @@ use serde::Serialize;
 pub use cluster::{Cluster, LoadBalancing, Outlier, Settings, UpstreamHttp};
 pub use endpoint::{Endpoint, Endpoints, Hints, Locality, Place, Preference};
 pub use inbound::{Egress, Inbound, InboundPort, Mesh, TlsMode};
-pub use listener::{HttpRoutes, OutboundListener, Owner, Protocol, TcpRoutes, TcpShare};
+pub use listener::{HttpRoutes, Opaque, OutboundListener, Owner, Protocol, TcpRoutes, TcpShare};
 pub use name::{ResourceName, ServiceName, SourceRef, SpiffeId, WorkloadName};
 pub use policy::{Operation, Policy, PolicyRule, PolicySet, Principals, TextMatch};
 pub use route::{Backend, Filter, Route, RouteTable, Rule};

@@ -49,7 +49,7 @@ impl Index {
     fn each(&mut self, object: &Object, mut change: impl FnMut(&mut Names, (String, String), ObjectKey)) {
         let owned = |(namespace, name): (&str, &str)| (namespace.to_owned(), name.to_owned());
         match object {
-            Object::HttpRoute(route) | Object::GrpcRoute(route) | Object::TcpRoute(route) => {
+            Object::HttpRoute(route) | Object::GrpcRoute(route) | Object::TlsRoute(route) | Object::TcpRoute(route) => {
                 for service in route.parent_services() {
                     change(&mut self.parents, owned(service), object.key());
                 }

@@ -1,4 +1,4 @@
-//! HTTPRoute, GRPCRoute and TCPRoute in one shape.
+//! HTTPRoute, GRPCRoute, TLSRoute and TCPRoute in one shape.
 //!
 //! Gateway API's bindings repeat the same filter, header and reference types once per place they stand in (rule or
 //! backend, HTTP or gRPC). They are read through their own JSON into the one shape below, so that each rule of
@@ -9,12 +9,13 @@ use std::sync::Arc;
 use gateway_api::experimental::grpcroutes::GrpcRoute;
 use gateway_api::experimental::httproutes::HttpRoute;
 use gateway_api::experimental::tcproutes::TcpRoute;
+use gateway_api::tlsroutes::TlsRoute;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, ObjectKey, namespace_of};
 
-/// An HTTPRoute, a GRPCRoute or a TCPRoute.
+/// An HTTPRoute, a GRPCRoute, a TLSRoute or a TCPRoute.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     /// Which of these.
@@ -31,7 +32,7 @@ pub struct Route {
 pub struct RouteSpec {
     /// What it attaches to.
     pub parent_refs: Vec<ParentRef>,
-    /// Host names; a Service parent ignores them (GEP-1294).
+    /// Host names; a Service parent ignores them (GEP-1294), but for those a TLSRoute's clients ask for.
     pub hostnames: Vec<String>,
     /// The rules; absent in an HTTPRoute: one that matches everything.
     pub rules: Option<Vec<RouteRule>>,
@@ -327,6 +328,12 @@ impl Route {
         Ok(Self { kind: Kind::GrpcRoute, metadata: route.metadata, spec })
     }
 
+    /// A TLSRoute.
+    pub fn from_tls(route: TlsRoute) -> Result<Self, serde_json::Error> {
+        let spec = serde_json::from_value(serde_json::to_value(&route.spec)?)?;
+        Ok(Self { kind: Kind::TlsRoute, metadata: route.metadata, spec })
+    }
+
     /// A TCPRoute.
     pub fn from_tcp(route: TcpRoute) -> Result<Self, serde_json::Error> {
         let spec = serde_json::from_value(serde_json::to_value(&route.spec)?)?;
@@ -383,6 +390,7 @@ impl From<Route> for super::Object {
     fn from(route: Route) -> Self {
         match route.kind {
             Kind::GrpcRoute => Self::GrpcRoute(Arc::new(route)),
+            Kind::TlsRoute => Self::TlsRoute(Arc::new(route)),
             Kind::TcpRoute => Self::TcpRoute(Arc::new(route)),
             _ => Self::HttpRoute(Arc::new(route)),
         }

@@ -88,7 +88,7 @@ impl Reach<'_> {
                     self.named_in(namespace, service, slice);
                 }
             }
-            Object::HttpRoute(route) | Object::GrpcRoute(route) | Object::TcpRoute(route) => {
+            Object::HttpRoute(route) | Object::GrpcRoute(route) | Object::TlsRoute(route) | Object::TcpRoute(route) => {
                 self.route(&route.key());
                 route.parent_services().for_each(|(namespace, name)| {
                     self.parent(namespace, name);

@@ -268,7 +268,7 @@ fn set_generation(object: &mut Object, generation: i64) {
         Object::Service(o) => set(o, |o| &mut o.metadata.generation, generation),
         Object::Pod(o) => set(o, |o| &mut o.metadata.generation, generation),
         Object::EndpointSlice(o) => set(o, |o| &mut o.metadata.generation, generation),
-        Object::HttpRoute(o) | Object::GrpcRoute(o) | Object::TcpRoute(o) => {
+        Object::HttpRoute(o) | Object::GrpcRoute(o) | Object::TlsRoute(o) | Object::TcpRoute(o) => {
             set(o, |o| &mut o.metadata.generation, generation);
         }
         Object::ReferenceGrant(o) => set(o, |o| &mut o.metadata.generation, generation),

@@ -19,6 +19,7 @@ use gateway_api::experimental::grpcroutes::GrpcRoute;
 use gateway_api::experimental::httproutes::HttpRoute;
 use gateway_api::experimental::referencegrants::ReferenceGrant;
 use gateway_api::experimental::tcproutes::TcpRoute;
+use gateway_api::tlsroutes::TlsRoute;
 use k8s_openapi::api::core::v1::{Namespace, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::ApiResource;
@@ -65,6 +66,7 @@ pub fn watch(clients: &Clients, metrics: Metrics) -> Watch {
             Kind::EndpointSlice => tasks.spawn(follower.run::<EndpointSlice>()),
             Kind::HttpRoute => tasks.spawn(follower.run::<HttpRoute>()),
             Kind::GrpcRoute => tasks.spawn(follower.run::<GrpcRoute>()),
+            Kind::TlsRoute => tasks.spawn(follower.run::<TlsRoute>()),
             Kind::TcpRoute => tasks.spawn(follower.run::<TcpRoute>()),
             Kind::ReferenceGrant => tasks.spawn(follower.run::<ReferenceGrant>()),
             Kind::Workload => tasks.spawn(follower.run::<Workload>()),
@@ -240,7 +242,7 @@ const fn watched(kind: Kind, group: &'static str, version: &'static str, plural:
 const GATEWAY: &str = crate::api::target::GATEWAY_GROUP;
 
 /// Everything that is listed and watched, in all namespaces. Of one kind in two versions the first that is served is read.
-pub const WATCHED: [Watched; 14] = [
+pub const WATCHED: [Watched; 15] = [
     watched(Kind::Namespace, "", "v1", "namespaces"),
     watched(Kind::ServiceAccount, "", "v1", "serviceaccounts"),
     watched(Kind::Service, "", "v1", "services"),
@@ -248,6 +250,7 @@ pub const WATCHED: [Watched; 14] = [
     watched(Kind::EndpointSlice, "discovery.k8s.io", "v1", "endpointslices"),
     watched(Kind::HttpRoute, GATEWAY, "v1", "httproutes"),
     watched(Kind::GrpcRoute, GATEWAY, "v1", "grpcroutes"),
+    watched(Kind::TlsRoute, GATEWAY, "v1", "tlsroutes"),
     watched(Kind::TcpRoute, GATEWAY, "v1alpha2", "tcproutes"),
     watched(Kind::ReferenceGrant, GATEWAY, "v1", "referencegrants"),
     watched(Kind::ReferenceGrant, GATEWAY, "v1beta1", "referencegrants"),

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use gateway_api::experimental::grpcroutes::GrpcRoute;
 use gateway_api::experimental::httproutes::HttpRoute;
 use gateway_api::experimental::tcproutes::TcpRoute;
+use gateway_api::tlsroutes::TlsRoute;
 use k8s_openapi::api::core::v1::{self as core, Service};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -162,6 +163,7 @@ fn known(version: &str, kind: &str) -> Option<Kind> {
         ("discovery.k8s.io/v1", "EndpointSlice") => Kind::EndpointSlice,
         ("gateway.networking.k8s.io/v1", "HTTPRoute") => Kind::HttpRoute,
         ("gateway.networking.k8s.io/v1", "GRPCRoute") => Kind::GrpcRoute,
+        ("gateway.networking.k8s.io/v1", "TLSRoute") => Kind::TlsRoute,
         ("gateway.networking.k8s.io/v1alpha2", "TCPRoute") => Kind::TcpRoute,
         ("gateway.networking.k8s.io/v1" | "gateway.networking.k8s.io/v1beta1", "ReferenceGrant") => {
             Kind::ReferenceGrant
@@ -192,6 +194,10 @@ fn read(kind: Kind, document: &Located, value: &Value) -> Result<Object, Error> 
         Kind::GrpcRoute => {
             let route: GrpcRoute = typed(document, value)?;
             Route::from_grpc(route).map_err(|e| document.error("spec", &e.to_string()))?.into()
+        }
+        Kind::TlsRoute => {
+            let route: TlsRoute = typed(document, value)?;
+            Route::from_tls(route).map_err(|e| document.error("spec", &e.to_string()))?.into()
         }
         Kind::TcpRoute => {
             let route: TcpRoute = typed(document, value)?;
@@ -280,6 +286,7 @@ fn check(object: &Object) -> Vec<FieldError> {
         | Object::EndpointSlice(_)
         | Object::HttpRoute(_)
         | Object::GrpcRoute(_)
+        | Object::TlsRoute(_)
         | Object::TcpRoute(_)
         | Object::ReferenceGrant(_) => Vec::new(),
     }

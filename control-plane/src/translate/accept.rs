@@ -1,7 +1,7 @@
 //! Whether a route attaches to a parent Service, and at which ports.
 
-use super::age;
 use super::service::{is_external, is_headless, tcp_ports};
+use super::{age, server_name};
 use crate::model::Protocol;
 use crate::objects::route::ParentRef;
 use crate::objects::{Kind, Objects, Route, name_of, namespace_of};
@@ -19,10 +19,22 @@ pub(super) fn acceptance(objects: &Objects, route: &Route, parent: &ParentRef) -
     {
         let message = format!(
             "{rival} holds the same port of {}: at one port the more specific kind of route holds alone, GRPCRoute \
-             before HTTPRoute before TCPRoute, and of TCPRoutes the oldest; attach this route to another port",
+             before HTTPRoute before TLSRoute before TCPRoute, and of TCPRoutes the oldest; attach this route to another port",
             shown(route, parent)
         );
         return Err((Reason::Conflicted, message));
+    }
+    if route.kind == Kind::TlsRoute {
+        let taken = server_name::taken(objects, route, parent, &free);
+        if taken.len() == route.spec.hostnames.len()
+            && let Some((name, holder)) = taken.first()
+        {
+            let message = format!(
+                "at {} older TLSRoutes have every name of this one: {name} is {holder}'s; ask for other names",
+                shown(route, parent)
+            );
+            return Err((Reason::Conflicted, message));
+        }
     }
     Ok(free)
 }
@@ -34,7 +46,7 @@ pub(super) fn holds_at(objects: &Objects, route: &Route, namespace: &str, servic
 }
 
 /// Ports by what the parent reference says alone.
-fn named_ports(objects: &Objects, route: &Route, parent: &ParentRef) -> Acceptance {
+pub(super) fn named_ports(objects: &Objects, route: &Route, parent: &ParentRef) -> Acceptance {
     let namespace = parent.namespace.as_deref().unwrap_or(namespace_of(&route.metadata));
     let shown = shown(route, parent);
     let Some(service) = objects.services.get(namespace, &parent.name) else {
@@ -61,7 +73,7 @@ fn named_ports(objects: &Objects, route: &Route, parent: &ParentRef) -> Acceptan
         let message = format!("{shown} has no such TCP port; it has {}", has.join(", "));
         return Err((Reason::NoMatchingParent, message));
     }
-    let opaque = route.kind == Kind::TcpRoute;
+    let opaque = route.kind.routes_connections();
     let carries = |declared: Protocol| if opaque { declared.may_be_opaque() } else { declared.may_be_http() };
     let ports: Vec<u16> = named.iter().filter(|port| carries(port.declared)).map(|port| port.number).collect();
     if ports.is_empty() {
@@ -89,15 +101,20 @@ fn rival(objects: &Objects, route: &Route, parent: &ParentRef, port: u16) -> Opt
 /// Whether `other` keeps `route` from the ports of both. TCPRoutes match everything, so that of them only one can hold.
 fn comes_before(other: &Route, route: &Route) -> bool {
     let specific = |route: &Route| match route.kind {
-        Kind::GrpcRoute => 2,
+        Kind::GrpcRoute => 3,
+        Kind::TlsRoute => 1,
         Kind::TcpRoute => 0,
-        _ => 1,
+        _ => 2,
     };
     let older = route.kind == Kind::TcpRoute && age(&other.metadata) < age(&route.metadata);
     specific(other) > specific(route) || (specific(other) == specific(route) && older)
 }
 
-fn parents<'r>(route: &'r Route, namespace: &'r str, service: &'r str) -> impl Iterator<Item = &'r ParentRef> {
+pub(super) fn parents<'r>(
+    route: &'r Route,
+    namespace: &'r str,
+    service: &'r str,
+) -> impl Iterator<Item = &'r ParentRef> {
     let own = namespace_of(&route.metadata);
     route.spec.parent_refs.iter().filter(move |parent| {
         parent.is_service() && parent.name == service && parent.namespace.as_deref().unwrap_or(own) == namespace

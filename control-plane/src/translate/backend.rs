@@ -3,7 +3,7 @@
 use super::service::{is_external, tcp_ports};
 use crate::model::{ResourceName, ServiceName};
 use crate::objects::route::BackendRef;
-use crate::objects::{Kind, Objects, Route, namespace_of};
+use crate::objects::{Objects, Route, namespace_of};
 use crate::status::Reason;
 
 /// The cluster a reference means, or why it means none. `parent` is the Service the route is attached to: its own
@@ -40,15 +40,13 @@ pub(super) fn resolve(
         let message = format!("backend Service {name}, {wanted}: name one of its TCP ports: {}", has.join(", "));
         return Err((Reason::BackendNotFound, message));
     };
-    let carries = match route.kind {
-        Kind::TcpRoute => port.declared.may_be_opaque(),
-        _ => port.declared.may_be_http(),
-    };
+    let opaque = route.kind.routes_connections();
+    let carries = if opaque { port.declared.may_be_opaque() } else { port.declared.may_be_http() };
     if !carries {
-        let what = if route.kind == Kind::TcpRoute {
-            "says HTTP, whose requests a TCPRoute cannot see"
+        let what = if opaque {
+            format!("says HTTP, whose requests a {} cannot see", route.kind)
         } else {
-            "is not HTTP"
+            "is not HTTP".into()
         };
         let message = format!("backend Service {name}, port {}: its appProtocol {what}", port.number);
         return Err((Reason::UnsupportedProtocol, message));

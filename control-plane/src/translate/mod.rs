@@ -5,6 +5,7 @@
 
 mod accept;
 mod backend;
+mod connections;
 mod cors;
 mod filter;
 mod grpc_route;
@@ -15,10 +16,10 @@ mod policy;
 mod precedence;
 mod problem;
 mod rule;
+mod server_name;
 mod service;
 mod session;
 mod status;
-mod tcp_route;
 mod tls;
 mod traffic;
 mod workload;

@@ -12,7 +12,7 @@ use super::precedence::Key;
 use super::problem::Problem;
 use super::service::Port;
 use super::traffic::{self, Traffic};
-use super::{accept, backend, filter, grpc_route, http_route, session, tcp_route};
+use super::{accept, backend, connections, filter, grpc_route, http_route, server_name, session};
 use crate::api::traffic_policy::{BACKOFF_GROWTH, DEFAULT_ATTEMPTS, DEFAULT_BACKOFF};
 use crate::model::route::{RetryPolicy, Session};
 use crate::model::{
@@ -38,14 +38,14 @@ pub(super) struct Tables {
 pub(super) fn tables(objects: &Objects, service: &Service, port: &Port<'_>) -> Tables {
     let name = ServiceName::new(namespace_of(&service.metadata), name_of(&service.metadata));
     let own = ResourceName::service_port(&name, port.number);
-    let opaque = tcp_route::InForce::at(objects, &name, port.number);
+    let opaque = connections::InForce::at(objects, &name, port.number);
     let tcp = opaque.routes(objects, &name, own.clone());
     let tcp_sources = opaque.sources().collect();
     if port.declared == Protocol::Tcp || opaque.has_producer() {
         return Tables { protocol: Protocol::Tcp, tables: Vec::new(), tcp: Some(tcp), tcp_sources };
     }
     let mut by_namespace: BTreeMap<&str, Vec<&Arc<objects::Route>>> = BTreeMap::new();
-    for route in objects.routes_of(&name.namespace, &name.name).filter(|route| route.kind != Kind::TcpRoute) {
+    for route in objects.routes_of(&name.namespace, &name.name).filter(|route| !route.kind.routes_connections()) {
         if accept::holds_at(objects, route, &name.namespace, &name.name, port.number) {
             by_namespace.entry(namespace_of(&route.metadata)).or_default().push(route);
         }
@@ -72,7 +72,7 @@ pub(super) fn tables(objects: &Objects, service: &Service, port: &Port<'_>) -> T
 #[derive(Default)]
 pub(super) struct Built {
     pub(super) routes: Vec<(Key, Route)>,
-    /// Where connections go, of a TCPRoute.
+    /// Where connections go, of a TLSRoute or a TCPRoute.
     pub(super) shares: Vec<TcpShare>,
     /// What is not in force as written, a sentence each.
     pub(super) broken: Vec<String>,
@@ -137,7 +137,7 @@ fn one(
     let at = rule.name.clone().unwrap_or_else(|| index.to_string());
     let matches = match route.kind {
         Kind::GrpcRoute => grpc_route::matches(route, index, rule),
-        Kind::TcpRoute => return connections(objects, route, service, index, rule, built),
+        Kind::TlsRoute | Kind::TcpRoute => return connections(objects, route, service, index, rule, built),
         _ => http_route::matches(route, index, rule),
     };
     let matches = match matches {
@@ -197,7 +197,7 @@ fn one(
     built.routes.extend(matches.into_iter().map(|(key, matches)| (key, Route { matches, rule: rule.clone() })));
 }
 
-/// A rule of a TCPRoute. All match everything, so only the first can ever be asked.
+/// A rule of a route of connections. All match everything, so only the first can ever be asked.
 fn connections(
     objects: &Objects,
     route: &objects::Route,
@@ -207,12 +207,22 @@ fn connections(
     built: &mut Built,
 ) {
     if index > 0 {
-        let problem =
-            Problem::Impossible("a TCPRoute has one rule, because nothing tells connections apart: write one".into());
+        let problem = Problem::Impossible(format!(
+            "a {} has one rule, because nothing tells its connections apart: write one",
+            route.kind
+        ));
         built.broken.push(format!("rule {index}: {problem}; the rule is left out"));
         built.note(index, &problem);
         built.useless += 1;
         return;
+    }
+    if route.kind == Kind::TlsRoute {
+        let problems = server_name::problems(route);
+        built.useless += usize::from(problems.len() >= route.spec.hostnames.len().max(1));
+        for problem in problems {
+            built.broken.push(problem.to_string());
+            built.note(index, &problem);
+        }
     }
     for given in &rule.backend_refs {
         let (Backend { weight, cluster, .. }, _) = backend_of(objects, route, service, given, false, "0", built);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{Settings, accept, age, instance, overridden, rule, tls, traffic};
+use super::{Settings, accept, age, instance, overridden, rule, server_name, tls, traffic};
 use crate::api::{FieldError, Selector, TargetRef};
 use crate::model::ServiceName;
 use crate::objects::{Kind, ObjectKey, Objects, Route, name_of, namespace_of};
@@ -15,7 +15,7 @@ use crate::status::{CONTROLLER, Condition, ConditionType, ObjectStatus, ParentSt
 pub fn status(objects: &Objects, settings: &Settings, key: &ObjectKey) -> Option<Status> {
     let (namespace, name) = (&*key.namespace, &*key.name);
     match key.kind {
-        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute => route(objects, objects.route(key)?),
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => route(objects, objects.route(key)?),
         Kind::TrafficPolicy => {
             let policy = objects.traffic_policies.get(namespace, name)?;
             let found = Attachment {
@@ -91,11 +91,15 @@ fn route(objects: &Objects, route: &Route) -> Option<Status> {
                     let reason = Reason::UnsupportedValue;
                     conditions.push(Condition::new(ConditionType::Accepted, false, reason, text, generation));
                 }
-                Ok(_) => {
+                Ok(ports) => {
                     conditions.push(accepted_route(route, generation));
-                    if !built.broken.is_empty() {
-                        let text = built.broken.join("; ");
-                        let reason = Reason::UnsupportedValue;
+                    let taken = server_name::taken(objects, route, parent, &ports);
+                    let lost = taken.iter().map(|(name, holder)| format!("{name} is the older {holder}'s"));
+                    let parts: Vec<_> = built.broken.iter().cloned().chain(lost).collect();
+                    if !parts.is_empty() {
+                        let text = parts.join("; ");
+                        let reason =
+                            if built.broken.is_empty() { Reason::Conflicted } else { Reason::UnsupportedValue };
                         conditions.push(Condition::new(
                             ConditionType::PartiallyInvalid,
                             true,
@@ -114,7 +118,7 @@ fn route(objects: &Objects, route: &Route) -> Option<Status> {
 }
 
 fn accepted_route(route: &Route, generation: i64) -> Condition {
-    let text = if route.spec.hostnames.is_empty() {
+    let text = if route.spec.hostnames.is_empty() || route.kind == Kind::TlsRoute {
         "in force"
     } else {
         "in force; hostnames are ignored, because a Service is told by its address"

@@ -8,6 +8,7 @@
 use gateway_api::experimental::grpcroutes::GrpcRoute;
 use gateway_api::experimental::httproutes::HttpRoute;
 use gateway_api::experimental::tcproutes::TcpRoute;
+use gateway_api::tlsroutes::TlsRoute;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -33,6 +34,7 @@ pub fn findings(group: &str, kind: &str, object: &Value) -> Findings {
         (api::GROUP, "Workload") => own::<Workload>(object, |workload| workload.spec.check()),
         (api::GATEWAY_GROUP, "HTTPRoute") => route::<HttpRoute>(object, Route::from_http),
         (api::GATEWAY_GROUP, "GRPCRoute") => route::<GrpcRoute>(object, Route::from_grpc),
+        (api::GATEWAY_GROUP, "TLSRoute") => route::<TlsRoute>(object, Route::from_tls),
         (api::GATEWAY_GROUP, "TCPRoute") => route::<TcpRoute>(object, Route::from_tcp),
         _ => Findings::default(),
     }

@@ -3,6 +3,7 @@
 //! The protocol is told from the shape: an http_inspector means that bytes decide, an HTTP connection manager of codec
 //! HTTP2 means HTTP/2, of any other HTTP, none at all opaque bytes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
@@ -27,8 +28,17 @@ pub struct Parsed {
     pub protocol: Protocol,
     /// The route table's name, where there may be HTTP.
     pub routes: Option<Arc<str>>,
-    /// Where opaque connections go; none where there can be none.
-    pub tcp: Vec<Share>,
+    /// Where opaque connections go; `None` where there can be none.
+    pub tcp: Option<Opaque>,
+}
+
+/// What tells opaque connections apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opaque {
+    /// Nothing.
+    Shares(Vec<Share>),
+    /// The server name a TLS client asks for.
+    ServerNames(BTreeMap<Arc<str>, Vec<Share>>),
 }
 
 /// A share of opaque connections.
@@ -43,7 +53,13 @@ pub struct Share {
 impl Parsed {
     /// Names of the clusters of opaque connections.
     pub fn tcp_clusters(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.tcp.iter().filter_map(|share| share.cluster.as_ref())
+        let (alone, named) = match &self.tcp {
+            Some(Opaque::Shares(shares)) => (Some(shares), None),
+            Some(Opaque::ServerNames(names)) => (None, Some(names.values())),
+            None => (None, None),
+        };
+        let shares = alone.into_iter().chain(named.into_iter().flatten()).flatten();
+        shares.filter_map(|share| share.cluster.as_ref())
     }
 }
 
@@ -65,6 +81,13 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, Error> {
     if let Some(chain) = &message.default_filter_chain {
         found.take(chain).within("default_filter_chain")?;
     }
+    if !found.names.is_empty() {
+        if found.routes.is_some() || found.tcp.is_some() {
+            let reason = "must not hold a chain without server_names beside chains that have them";
+            return Err(Error::new("filter_chains", reason));
+        }
+        return Ok(Parsed { protocol: Protocol::Tcp, routes: None, tcp: Some(Opaque::ServerNames(found.names)) });
+    }
     let by_bytes = message.listener_filters.iter().any(|filter| filter.name == HTTP_INSPECTOR);
     let protocol = match (&found.routes, &found.tcp) {
         (None, None) => return Err(Error::new("filter_chains", "must hold an http_connection_manager or a tcp_proxy")),
@@ -77,13 +100,14 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, Error> {
         (Some(_), None) => Protocol::Http,
         (None, Some(_)) => Protocol::Tcp,
     };
-    Ok(Parsed { protocol, routes: found.routes.map(|(_, name)| name), tcp: found.tcp.unwrap_or_default() })
+    Ok(Parsed { protocol, routes: found.routes.map(|(_, name)| name), tcp: found.tcp.map(Opaque::Shares) })
 }
 
 #[derive(Default)]
 struct Chains {
     routes: Option<(CodecType, Arc<str>)>,
     tcp: Option<Vec<Share>>,
+    names: BTreeMap<Arc<str>, Vec<Share>>,
 }
 
 impl Chains {
@@ -99,10 +123,28 @@ impl Chains {
         };
         if any.type_url == TcpProxy::type_url() {
             let shares = shares(&read::unpack(Some(any)).nth("filters", 0)?).nth("filters", 0)?;
-            return once(&mut self.tcp, shares).nth("filters", 0);
+            let names = chain.filter_chain_match.iter().flat_map(|matches| &matches.server_names);
+            if names.clone().next().is_none() {
+                return once(&mut self.tcp, shares).nth("filters", 0);
+            }
+            return self.take_named(names, &shares).within("filter_chain_match.server_names");
         }
         let manager: HttpConnectionManager = read::unpack(Some(any)).nth("filters", 0)?;
         once(&mut self.routes, routes(&manager).within("typed_config").nth("filters", 0)?).nth("filters", 0)
+    }
+}
+
+impl Chains {
+    fn take_named<'n>(&mut self, names: impl Iterator<Item = &'n String>, shares: &[Share]) -> Result<(), Error> {
+        for name in names {
+            if self.names.len() >= MAX_SERVER_NAMES {
+                return Err(Error::new("", format!("make more than {MAX_SERVER_NAMES} in one listener")));
+            }
+            if self.names.insert(name.as_str().into(), shares.to_vec()).is_some() {
+                return Err(Error::new("", format!("has `{name}` for the second time")));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -130,6 +172,8 @@ fn shares(proxy: &TcpProxy) -> Result<Vec<Share>, Error> {
     }
 }
 
+/// Server names of one listener. Chosen: a hundred TLSRoutes with as many names as Gateway API allows (16).
+const MAX_SERVER_NAMES: usize = 1600;
 /// Clusters of one listener. Gateway API allows 16 backends.
 const MAX_SHARES: usize = 64;
 /// Gateway API, `BackendRef.weight`; together they stay far below the end of a `u32`.

@@ -45,7 +45,7 @@ impl Tables {
         for listener in listeners {
             let rules = listener.http.iter().flat_map(|table| &table.routes).map(|route| &route.rule);
             for cluster in
-                rules.flat_map(|rule| rule.clusters()).chain(listener.tcp.iter().flat_map(listener::Shares::clusters))
+                rules.flat_map(|rule| rule.clusters()).chain(listener.tcp.iter().flat_map(listener::Opaque::clusters))
             {
                 by_name.insert(cluster.name.clone(), cluster.clone());
             }

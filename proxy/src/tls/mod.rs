@@ -8,7 +8,7 @@
 mod accept;
 mod control_plane;
 mod dial;
-mod hello;
+pub mod hello;
 mod identity;
 pub mod unverified;
 
@@ -20,7 +20,7 @@ pub use control_plane::{ControlPlane, Error as ControlPlaneError};
 pub use dial::dial;
 use heddle_certs::peer::peer_identity;
 use heddle_certs::verify;
-pub use hello::{Hello, client_hello};
+pub use hello::Hello;
 pub use identity::{Current, Held};
 use rustls::pki_types::CertificateDer;
 use rustls::{CommonState, HandshakeKind};

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
-use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChainMatch, Listener};
+use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch, Listener};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::Rds;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     CodecType, RouteSpecifier,
@@ -18,7 +18,7 @@ use super::http::{self, Manager, Side};
 use super::route::NO_CLUSTER;
 use super::{Settings, chain, tls};
 use crate::emit::{pb, shares};
-use crate::model::{OutboundListener, Protocol, ResourceName};
+use crate::model::{Opaque, OutboundListener, Protocol, ResourceName, TcpShare};
 
 /// One listener for each address of `listener`, for clients in `namespace`; HTTP is routed by `table`.
 pub fn listeners(
@@ -50,12 +50,23 @@ fn protocol(
 ) -> Listener {
     let http1 = || table.map(|table| vec![manager(table, CodecType::Http1, &tls::OFFER_HTTP1)]).unwrap_or_default();
     let http2 = || table.map(|table| vec![manager(table, CodecType::Http2, &tls::OFFER_HTTP2)]).unwrap_or_default();
-    let shares = listener.tcp.as_ref().map(|routes| routes.for_client(namespace));
-    let relay = |shares| chain::relay_to(&format!("tcp/{}", listener.port), shares::specifier(shares, NO_CLUSTER));
-    let opaque = || shares.map(relay).unwrap_or_default();
+    let relay =
+        |shares: &[TcpShare]| chain::relay_to(&format!("tcp/{}", listener.port), shares::specifier(shares, NO_CLUSTER));
+    let tcp = listener.tcp.as_ref().map(|routes| routes.for_client(namespace));
+    let opaque = || match tcp {
+        Some(Opaque::Shares(shares)) => relay(shares),
+        Some(Opaque::ServerNames(_)) | None => Vec::new(),
+    };
     let any = FilterChainMatch::default;
     let http2_chain = || chain::chain("http2", chain::plaintext(any(), &chain::INSPECTED_HTTP2), http2(), None);
     match listener.protocol_for(namespace) {
+        Protocol::Tcp if let Some(Opaque::ServerNames(names)) = tcp => Listener {
+            listener_filters: vec![chain::tls_inspector(None)],
+            // A client that says nothing is not hurried: there is nothing else it could be.
+            listener_filters_timeout: Some(pb::duration(Duration::ZERO)),
+            filter_chains: names.iter().map(|(name, shares)| named(name, relay(shares))).collect(),
+            ..Listener::default()
+        },
         Protocol::Tcp => Listener { default_filter_chain: Some(chain::default_chain(opaque())), ..Listener::default() },
         Protocol::Http2 => {
             Listener { default_filter_chain: Some(chain::default_chain(http2())), ..Listener::default() }
@@ -80,6 +91,12 @@ fn protocol(
             ..Listener::default()
         },
     }
+}
+
+/// The chain for TLS clients that ask for `name`.
+fn named(name: &str, filters: Vec<Filter>) -> FilterChain {
+    let matches = FilterChainMatch { server_names: vec![name.to_owned()], ..FilterChainMatch::default() };
+    chain::chain(name, chain::tls(matches, &[]), filters, None)
 }
 
 fn manager(table: &ResourceName, codec: CodecType, alpn: &[&str]) -> Filter {

@@ -6,6 +6,7 @@
 //! | Http | | HTTP connection manager, codec AUTO | |
 //! | Http2 | | HTTP connection manager, codec HTTP2 | |
 //! | Tcp | | tcp_proxy | |
+//! | Tcp, by server name | tls_inspector | tcp_proxy for each `server_names` | |
 //!
 //! The address is the original destination; nobody binds it. Facts: owner, port name, sources.
 
@@ -18,6 +19,7 @@ use envoy_types::pb::envoy::config::listener::v3::{
 };
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     CodecType, RouteSpecifier,
 };
@@ -31,7 +33,9 @@ use serde::Serialize;
 
 use super::route::INVALID_CLUSTER;
 use crate::emit::{pb, shares};
-use crate::model::{OutboundListener, Owner, Protocol, ResourceName, ServiceName, SourceRef, TcpShare, WorkloadName};
+use crate::model::{
+    Opaque, OutboundListener, Owner, Protocol, ResourceName, ServiceName, SourceRef, TcpShare, WorkloadName,
+};
 
 /// The listener of one of its addresses, with the routes clients of `client_namespace` get.
 pub fn listener(listener: &OutboundListener, address: SocketAddr, client_namespace: &str) -> Resource {
@@ -40,11 +44,19 @@ pub fn listener(listener: &OutboundListener, address: SocketAddr, client_namespa
     let http = listener.http.as_ref().map(|routes| routes.for_client(client_namespace));
     let http = http.map(|table| chain("http", connection_manager(table, protocol)));
     let tcp = listener.tcp.as_ref().map(|routes| routes.for_client(client_namespace));
-    let tcp = tcp.map(|shares| chain("tcp", tcp_proxy(&name, shares)));
-    let (filter_chains, default_filter_chain, listener_filters) = match protocol {
-        Protocol::Detect => (http.map(only_http).into_iter().collect(), tcp, vec![http_inspector()]),
-        Protocol::Http | Protocol::Http2 => (http.into_iter().collect(), None, Vec::new()),
-        Protocol::Tcp => (tcp.into_iter().collect(), None, Vec::new()),
+    let relay = |shares: &[TcpShare]| chain("tcp", tcp_proxy(&name, shares));
+    let (filter_chains, default_filter_chain, listener_filters) = match (protocol, tcp) {
+        (Protocol::Http | Protocol::Http2, _) => (http.into_iter().collect(), None, Vec::new()),
+        (Protocol::Detect, Some(Opaque::Shares(shares))) => {
+            (http.map(only_http).into_iter().collect(), Some(relay(shares)), vec![http_inspector()])
+        }
+        (Protocol::Detect, _) => (http.map(only_http).into_iter().collect(), None, vec![http_inspector()]),
+        (Protocol::Tcp, Some(Opaque::Shares(shares))) => (vec![relay(shares)], None, Vec::new()),
+        (Protocol::Tcp, Some(Opaque::ServerNames(names))) => {
+            let chains = names.iter().map(|(name, shares)| only_for(name, relay(shares)));
+            (chains.collect(), None, vec![tls_inspector()])
+        }
+        (Protocol::Tcp, None) => (Vec::new(), None, Vec::new()),
     };
     let message = Listener {
         name: name.clone(),
@@ -84,6 +96,16 @@ impl<'m> Facts<'m> {
 
 fn chain(name: &str, filter: Filter) -> FilterChain {
     FilterChain { name: name.to_owned(), filters: vec![filter], ..FilterChain::default() }
+}
+
+/// The chain for TLS clients that ask for `name`.
+fn only_for(name: &str, chain: FilterChain) -> FilterChain {
+    let server_names = vec![name.to_owned()];
+    FilterChain {
+        name: name.to_owned(),
+        filter_chain_match: Some(FilterChainMatch { server_names, ..FilterChainMatch::default() }),
+        ..chain
+    }
 }
 
 /// The chain for what the http_inspector found to be HTTP (its names for HTTP/1.1 and for HTTP/2 without TLS).
@@ -133,9 +155,17 @@ fn network_filter(name: &str, config: &impl Name) -> Filter {
 }
 
 fn http_inspector() -> ListenerFilter {
+    listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default())
+}
+
+fn tls_inspector() -> ListenerFilter {
+    listener_filter("envoy.filters.listener.tls_inspector", &TlsInspector::default())
+}
+
+fn listener_filter(name: &str, config: &impl Name) -> ListenerFilter {
     ListenerFilter {
-        name: "envoy.filters.listener.http_inspector".to_owned(),
-        config_type: Some(ListenerFilterConfig::TypedConfig(pb::any(&HttpInspector::default()))),
+        name: name.to_owned(),
+        config_type: Some(ListenerFilterConfig::TypedConfig(pb::any(config))),
         ..ListenerFilter::default()
     }
 }

@@ -12,6 +12,7 @@ use gateway_api::experimental::grpcroutes::GrpcRoute;
 use gateway_api::experimental::httproutes::HttpRoute;
 use gateway_api::experimental::referencegrants::ReferenceGrant;
 use gateway_api::experimental::tcproutes::TcpRoute;
+use gateway_api::tlsroutes::TlsRoute;
 use k8s_openapi::api::core::v1::{Namespace, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -268,6 +269,16 @@ impl Readable for GrpcRoute {
     fn into_object(mut self) -> Result<Object, Unreadable> {
         prune(&mut self.metadata);
         route(Route::from_grpc(self))
+    }
+}
+
+impl Readable for TlsRoute {
+    const KIND: Kind = Kind::TlsRoute;
+    const HAS_STATUS: bool = true;
+
+    fn into_object(mut self) -> Result<Object, Unreadable> {
+        prune(&mut self.metadata);
+        route(Route::from_tls(self))
     }
 }
 

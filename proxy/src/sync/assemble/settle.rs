@@ -8,7 +8,7 @@ use super::entry::{ClusterEntry, LiveRoutes, RouteEntry, Told, is_made_from, mak
 use super::{Core, PATIENCE, is_over};
 use crate::sync::counts::count;
 use crate::sync::{listener, route};
-use crate::tables::listener::{Share, Shares};
+use crate::tables::listener::{Opaque, ServerNames, Share, Shares};
 use crate::tables::route::{Backend, Route, RouteMatch, Rule};
 use crate::tables::{Answer, Listener, Millis, RouteTable};
 
@@ -125,11 +125,20 @@ impl Core {
         let cluster = |name: &Arc<str>| self.clusters.get(name).and_then(|entry| entry.live.clone());
         let share =
             |share: &listener::Share| Share { weight: share.weight, cluster: share.cluster.as_ref().and_then(cluster) };
+        let shares = |shares: &[listener::Share]| Shares::new(shares.iter().map(share).collect());
+        let tcp = parsed.tcp.as_ref().map(|tcp| match tcp {
+            listener::Opaque::Shares(all) => Opaque::Shares(shares(all)),
+            listener::Opaque::ServerNames(names) => {
+                let mut by_name = ServerNames::default();
+                names.iter().for_each(|(name, all)| by_name.add(name, shares(all)));
+                Opaque::ServerNames(by_name)
+            }
+        });
         let listener = Listener {
             address,
             protocol: parsed.protocol,
             http: parsed.routes.as_ref().map(|name| self.table(name)),
-            tcp: (!parsed.tcp.is_empty()).then(|| Shares::new(parsed.tcp.iter().map(share).collect())),
+            tcp,
         };
         if let Some(wanted) = self.destinations.get_mut(&address) {
             wanted.live = Some((Some(parsed.clone()), Answer::Exists(Arc::new(listener))));
