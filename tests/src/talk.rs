@@ -29,6 +29,18 @@ pub fn exchange(pod: &MeshPod, to: SocketAddr, bytes: impl AsRef<[u8]>) -> Vec<u
     read_to_end(&mut stream)
 }
 
+/// What comes back for `bytes`: nothing where the connection is reset, be it before it was seen to be there.
+pub fn try_from(network: &Netns, to: SocketAddr, bytes: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut stream = match network.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap() {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => return Vec::new(),
+        Err(error) => panic!("a connection to {to}: {error}"),
+    };
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let _ = stream.write_all(bytes.as_ref());
+    read_to_end(&mut stream)
+}
+
 /// [`exchange`], with the sending side closed after `bytes`.
 pub fn exchange_half_closed(pod: &MeshPod, to: SocketAddr, bytes: impl AsRef<[u8]>) -> Vec<u8> {
     let mut stream = connect(pod, to);

@@ -3,8 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Write};
-use std::net::TcpStream;
+use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,7 +19,7 @@ use heddle_tests::envoy::Envoy;
 use heddle_tests::live::{LiveMesh, shop, vip};
 use heddle_tests::pods::{Mesh, MeshPod};
 use heddle_tests::programs::{self, Program, Server};
-use heddle_tests::{PATIENCE, eventually, metrics, origin, tables, talk};
+use heddle_tests::{eventually, metrics, origin, tables, talk};
 use http::{Request, Response};
 use http_body_util::Full;
 
@@ -152,15 +151,7 @@ fn a_tcp_route_sends_connections_where_its_weights_say() {
         pod
     });
     // The server speaks, the client never does: nothing waits for bytes that would tell a protocol.
-    // What leads nowhere may be reset before the client has seen that it was connected.
-    let answer = |pod: &MeshPod| match pod.netns().run(|| TcpStream::connect_timeout(&vip(1), PATIENCE)).unwrap() {
-        Ok(mut stream) => {
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            String::from_utf8(talk::read_to_end(&mut stream)).unwrap()
-        }
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => String::new(),
-        Err(error) => panic!("a connection to the Service: {error}"),
-    };
+    let answer = |pod: &MeshPod| String::from_utf8(talk::try_from(pod.netns(), vip(1), "")).unwrap();
     let counted = |pod: &MeshPod| {
         let mut counts = BTreeMap::new();
         (0..CONNECTIONS).for_each(|_| *counts.entry(answer(pod)).or_insert(0) += 1);

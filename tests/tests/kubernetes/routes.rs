@@ -62,6 +62,17 @@ fn what_filters_do_is_what_the_caller_and_the_application_see() {
     let added: Vec<_> =
         response.fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case("x-answer-added")).collect();
     assert_eq!(added.len(), 2, "{:?}", response.fields);
+
+    // Connections: where nothing is, they end.
+    let sql = SocketAddr::new(client.service.ip(), 5432);
+    let get = || talk::try_from(&client.network, sql, "GET / HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n");
+    let tcp = |backend: &str| {
+        route("TCPRoute", "sql", 5432, &[json!({ "backendRefs": [{ "name": backend, "port": 5432 }] })])
+    };
+    shop.apply(&tcp("nobody").to_string());
+    eventually("connections lead nowhere", || get().is_empty().then_some(()));
+    shop.apply(&tcp("api").to_string());
+    eventually("connections arrive", || String::from_utf8_lossy(&get()).ends_with("good\n").then_some(()));
 }
 
 #[test]
@@ -136,6 +147,17 @@ fn every_condition_of_a_route_says_what_is_wrong_and_goes_when_it_is_right() {
     condition(&shop, "httproute/fine", ("Accepted", "False", "Conflicted"));
     shop.kubectl(["delete", "grpcroute/calls"]);
     condition(&shop, "httproute/fine", ("Accepted", "True", "Accepted"));
+
+    // So have those of connections; names tell them apart, and so come before what takes all.
+    let to = |name: &str| [rule(json!({ "name": name, "port": 5432 }))];
+    shop.apply(&route("TCPRoute", "all", 5432, &to("nobody")).to_string());
+    condition(&shop, "tcproute/all", ("Accepted", "True", "Accepted"));
+    condition(&shop, "tcproute/all", ("ResolvedRefs", "False", "BackendNotFound"));
+    let mut named = route("TLSRoute", "named", 5432, &to("api"));
+    named["spec"]["hostnames"] = json!(["db.example.com"]);
+    shop.apply(&named.to_string());
+    condition(&shop, "tlsroute/named", ("Accepted", "True", "Accepted"));
+    condition(&shop, "tcproute/all", ("Accepted", "False", "Conflicted"));
 }
 
 struct Client {
@@ -156,8 +178,9 @@ impl Client {
 
 /// A route of the Service `api`.
 fn route(kind: &str, name: &str, port: u16, rules: &[Value]) -> Value {
+    let version = if kind == "TCPRoute" { "v1alpha2" } else { "v1" };
     json!({
-        "apiVersion": "gateway.networking.k8s.io/v1",
+        "apiVersion": format!("gateway.networking.k8s.io/{version}"),
         "kind": kind,
         "metadata": { "name": name },
         "spec": { "parentRefs": [{ "group": "", "kind": "Service", "name": "api", "port": port }], "rules": rules },
