@@ -188,7 +188,7 @@ impl Inbound<'_> {
     }
 
     async fn dial_or_abort(&self, client: &mut Stream) -> Result<opaque::Dialled, Cause> {
-        opaque::dial(self.worker, &self.application, Towards::Application).await.map_err(|error| {
+        opaque::dial(self.worker, &self.application, Towards::Application, self.peer.ip()).await.map_err(|error| {
             client.reset_on_close();
             error.cause
         })

@@ -1,6 +1,6 @@
 //! Opaque connections: an endpoint is picked and dialled, then bytes go both ways until the end.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::balance::breaker::{self, Kind, Permit};
 use crate::balance::{self, Nothing, outlier};
 use crate::http::error::{Cause, Error};
+use crate::http::hash;
 use crate::metrics::TcpRecord;
 use crate::relay;
 use crate::stream::Stream;
@@ -32,15 +33,20 @@ pub struct Dialled {
     _permit: Permit,
 }
 
-/// Dials an endpoint of `cluster`; one that cannot be reached was sent nothing, so another is tried.
+/// Dials an endpoint of `cluster` for `client`; one that cannot be reached was sent nothing, so another is tried.
 ///
 /// # Errors
 /// The last failure.
-pub async fn dial(worker: &Rc<Worker>, cluster: &Arc<Cluster>, towards: Towards) -> Result<Dialled, Error> {
+pub async fn dial(
+    worker: &Rc<Worker>,
+    cluster: &Arc<Cluster>,
+    towards: Towards,
+    client: IpAddr,
+) -> Result<Dialled, Error> {
     let mut tried = Vec::new();
     loop {
         let permit = breaker::permit(&cluster.state, &cluster.settings, Kind::Connections).ok_or(Cause::Overflow)?;
-        let endpoint = pick(worker, cluster, &tried)?;
+        let endpoint = pick(worker, cluster, &tried, client)?;
         tried.push(endpoint.id());
         match worker.shared.dialer.dial(&endpoint, &cluster.settings, Alpn::Tcp, towards).await {
             Ok(dialled) => {
@@ -60,12 +66,13 @@ pub async fn dial(worker: &Rc<Worker>, cluster: &Arc<Cluster>, towards: Towards)
     }
 }
 
-fn pick(worker: &Worker, cluster: &Cluster, tried: &[u64]) -> Result<Arc<Endpoint>, Error> {
+fn pick(worker: &Worker, cluster: &Cluster, tried: &[u64], client: IpAddr) -> Result<Arc<Endpoint>, Error> {
     let mut view = balance::View {
         loads: &worker.loads.borrow(),
         rng: &mut worker.rng.borrow_mut(),
         now: Instant::now(),
         now_ms: worker.shared.now(),
+        hash: (!cluster.settings.policy.hash_on().is_empty()).then(|| hash::of_client(client)),
     };
     balance::pick(cluster, tried, &mut view).map_err(|nothing| match nothing {
         Nothing::NoEndpoints => Cause::NoEndpoints.into(),

@@ -129,7 +129,7 @@ impl Outbound<'_> {
         let Some(cluster) = listener.shares().and_then(|shares| self.choose(shares).ok()) else {
             return self.by_client_bytes(client, listener, None).await;
         };
-        let mut server = match opaque::dial(self.worker, &cluster, Towards::Network).await {
+        let mut server = match opaque::dial(self.worker, &cluster, Towards::Network, self.peer.ip()).await {
             Ok(server) => server,
             Err(error) => {
                 client.abort();
@@ -235,7 +235,7 @@ impl Outbound<'_> {
         let mut record = TcpRecord::new(self.worker, Direction::Outbound, None, cluster.service.as_ref());
         let server = match dialled {
             Some(server) => server,
-            None => match opaque::dial(self.worker, &cluster, Towards::Network).await {
+            None => match opaque::dial(self.worker, &cluster, Towards::Network, self.peer.ip()).await {
                 Ok(server) => server,
                 Err(error) => {
                     tracing::debug!(cluster = %cluster.name, source = ?error.source, "opaque connection failed");

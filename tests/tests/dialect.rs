@@ -353,7 +353,8 @@ fn a_rule_without_backends_answers_500() {
 
 #[test]
 fn every_setting_of_a_cluster_arrives() {
-    for settings in [settings(), Settings::default()] {
+    let balanced = balancings().into_iter().map(|load_balancing| Settings { load_balancing, ..settings() });
+    for settings in balanced.chain([Settings::default()]) {
         let cluster = model::Cluster { settings: settings.clone(), ..cluster() };
 
         let resource = heddle::cluster(&cluster);
@@ -415,7 +416,9 @@ fn a_workload_s_inbound_side_arrives() {
     let port = inbound.port(8080);
     assert_eq!((port.protocol, port.tls), (tables::Protocol::Http, tables::TlsMode::Strict));
     assert_eq!(port.service, Some(service_name("shop", "cart")));
-    assert_eq!(port.settings, expected_settings(&settings()));
+    // There is one application to choose.
+    let policy = tables::cluster::LoadBalancing::P2cEwma;
+    assert_eq!(port.settings, tables::cluster::Settings { policy, ..expected_settings(&settings()) });
     let port = inbound.port(9090);
     assert_eq!((port.protocol, port.tls), (tables::Protocol::Tcp, tables::TlsMode::Disable));
     let other = inbound.port(1);
@@ -671,11 +674,46 @@ fn settings() -> Settings {
     }
 }
 
+fn hash_on(from: &[model::HashOn]) -> Arc<[tables::cluster::HashOn]> {
+    let one = |from: &model::HashOn| match from {
+        model::HashOn::Header(name) => tables::cluster::HashOn::Header(name.parse().unwrap()),
+        model::HashOn::Cookie(name) => tables::cluster::HashOn::Cookie(name.as_str().into()),
+        model::HashOn::QueryParam(name) => tables::cluster::HashOn::QueryParam(name.as_str().into()),
+        model::HashOn::SourceIp => tables::cluster::HashOn::SourceIp,
+        model::HashOn::Path => tables::cluster::HashOn::Path,
+    };
+    from.iter().map(one).collect()
+}
+
+/// Every way to choose an endpoint.
+fn balancings() -> Vec<model::LoadBalancing> {
+    use model::{HashOn, LoadBalancing};
+    let all = vec![
+        HashOn::Header("x-user".into()),
+        HashOn::Cookie("Cart".into()),
+        HashOn::QueryParam("User".into()),
+        HashOn::SourceIp,
+        HashOn::Path,
+    ];
+    vec![
+        LoadBalancing::P2cEwma,
+        LoadBalancing::LeastRequest,
+        LoadBalancing::RoundRobin,
+        LoadBalancing::Random,
+        LoadBalancing::RingHash(all.clone()),
+        LoadBalancing::Maglev(all),
+    ]
+}
+
 fn expected_settings(from: &Settings) -> tables::cluster::Settings {
     tables::cluster::Settings {
-        policy: match from.load_balancing {
+        policy: match &from.load_balancing {
             model::LoadBalancing::P2cEwma => tables::cluster::LoadBalancing::P2cEwma,
+            model::LoadBalancing::LeastRequest => tables::cluster::LoadBalancing::LeastRequest,
             model::LoadBalancing::RoundRobin => tables::cluster::LoadBalancing::RoundRobin,
+            model::LoadBalancing::Random => tables::cluster::LoadBalancing::Random,
+            model::LoadBalancing::RingHash(on) => tables::cluster::LoadBalancing::RingHash(hash_on(on)),
+            model::LoadBalancing::Maglev(on) => tables::cluster::LoadBalancing::Maglev(hash_on(on)),
         },
         connect_timeout: from.connect_timeout,
         idle_timeout: from.idle_timeout,

@@ -76,7 +76,7 @@ impl fmt::Display for Kind {
 pub struct Resource {
     /// The name clients subscribe to, at most [`crate::protocol::MAX_NAME_BYTES`] bytes.
     pub name: Arc<str>,
-    /// Stable hash of `bytes`, 16 hexadecimal digits: the same on every replica and after every restart.
+    /// Stable hash of `bytes`, and of what it goes [`with`](Self::with): 16 hexadecimal digits: the same on every replica and after every restart.
     pub version: Arc<str>,
     /// The message encoded: the `value` of the `Any` that travels.
     pub bytes: Bytes,
@@ -94,6 +94,12 @@ impl Resource {
     /// A resource from bytes that are encoded already.
     pub fn from_bytes(name: impl Into<Arc<str>>, bytes: Bytes, sources: impl Into<Arc<[Arc<str>]>>) -> Self {
         Self { name: name.into(), version: version_of(&bytes), bytes, sources: sources.into() }
+    }
+
+    /// This resource, delivered again whenever `other` changes: the version says both.
+    pub fn with(self, other: &Self) -> Self {
+        let version = version_of(format!("{} {}", self.version, other.version).as_bytes());
+        Self { version, ..self }
     }
 }
 

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::target::{self, GATEWAY_GROUP};
-use super::{Duration, FieldError, ObjectStatus, TargetRef};
+use super::{Duration, FieldError, LoadBalancing, ObjectStatus, TargetRef};
 
 /// How clients talk to what is targeted. Field by field, a route's policy wins over a Service's and that over the
 /// Namespace's; of two with the same target the oldest wins whole.
@@ -23,6 +23,8 @@ use super::{Duration, FieldError, ObjectStatus, TargetRef};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.targetRefs.all(t, ((!has(t.group) || t.group == '') && t.kind in ['Service', 'Namespace']) || (has(t.group) && t.group == 'gateway.networking.k8s.io' && t.kind in ['HTTPRoute', 'GRPCRoute']))").message("target a Service, an HTTPRoute, a GRPCRoute or this Namespace"))]
+#[x_kube(validation = Rule::new("!has(self.loadBalancing) || (has(self.loadBalancing.hashOn) && size(self.loadBalancing.hashOn) > 0) == (self.loadBalancing.policy in ['RingHash', 'Maglev'])").message("loadBalancing.hashOn belongs to the policies RingHash and Maglev, and only to them"))]
+#[x_kube(validation = Rule::new("!has(self.loadBalancing) || !has(self.loadBalancing.hashOn) || self.loadBalancing.hashOn.all(h, has(h.name) == (h.type in ['Header', 'Cookie', 'QueryParam']))").message("loadBalancing.hashOn: a Header, Cookie or QueryParam has a name, SourceIP and Path have none"))]
 #[x_kube(validation = Rule::new("!has(self.connectTimeout) || duration(self.connectTimeout) > duration('0s')").message("connectTimeout must be above 0s"))]
 #[x_kube(validation = Rule::new("!has(self.outlierDetection) || !has(self.outlierDetection.baseEjection) || duration(self.outlierDetection.baseEjection) > duration('0s')").message("outlierDetection.baseEjection must be above 0s"))]
 #[x_kube(validation = Rule::new("!has(self.outlierDetection) || !has(self.outlierDetection.maxEjection) || duration(self.outlierDetection.maxEjection) > duration('0s')").message("outlierDetection.maxEjection must be above 0s"))]
@@ -52,26 +54,6 @@ pub struct TrafficPolicySpec {
     /// How long a request may take. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
-}
-
-/// How an endpoint is chosen.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[schemars(inline)]
-pub struct LoadBalancing {
-    /// `P2CEWMA`: the better of two random endpoints by peak latency average and requests in flight.
-    /// `RoundRobin`: one after another.
-    pub policy: LoadBalancingPolicy,
-}
-
-/// Names of the balancing policies.
-#[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LoadBalancingPolicy {
-    /// The better of two random endpoints.
-    #[serde(rename = "P2CEWMA")]
-    P2cEwma,
-    /// One after another.
-    RoundRobin,
 }
 
 /// Most that may be open at once.
@@ -199,6 +181,7 @@ impl TrafficPolicySpec {
                 }
             }
         }
+        self.load_balancing.iter().for_each(|balancing| balancing.check(&mut found));
         check_retry(&retry, &mut found);
         found
     }

@@ -3,6 +3,7 @@
 //! Every resource encodes to the same bytes on every replica and after every restart, because its version is their
 //! hash: a map field holds one entry, or goes through [`pb::merged`]. Called by `publish`, which decides when.
 
+mod balancing;
 mod cors;
 pub mod envoy;
 pub mod grpc;

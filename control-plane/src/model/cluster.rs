@@ -49,13 +49,37 @@ pub struct Settings {
 }
 
 /// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum LoadBalancing {
     /// The better of two random endpoints by peak EWMA latency and requests in flight.
     P2cEwma,
+    /// The one of two random endpoints with fewer requests in flight.
+    LeastRequest,
     /// One after another, by weight.
     RoundRobin,
+    /// Any, by weight.
+    Random,
+    /// By a hash, on a ring.
+    RingHash(Vec<HashOn>),
+    /// By a hash, from Maglev's table.
+    Maglev(Vec<HashOn>),
+}
+
+/// What of a request is hashed, as its client sent it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HashOn {
+    /// The header of this name, in lower case.
+    Header(String),
+    /// The cookie of this name.
+    Cookie(String),
+    /// The first query parameter of this name.
+    QueryParam(String),
+    /// The client's address.
+    SourceIp,
+    /// The path without its query.
+    Path,
 }
 
 /// Circuit breaker limits of one sidecar towards one cluster.

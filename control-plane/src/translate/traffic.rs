@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::age;
+use crate::api::load_balancing::{HashOnType, LoadBalancingPolicy};
 use crate::api::traffic_policy::{
-    BACKOFF_GROWTH, CircuitBreaker, DEFAULT_ATTEMPTS, DEFAULT_BACKOFF, LoadBalancingPolicy, OutlierDetection, Retry,
+    BACKOFF_GROWTH, CircuitBreaker, DEFAULT_ATTEMPTS, DEFAULT_BACKOFF, OutlierDetection, Retry,
 };
-use crate::api::{TargetRef, TrafficPolicy};
+use crate::api::{self, TargetRef, TrafficPolicy};
 use crate::model::cluster::{Limits, Outlier};
 use crate::model::route::RetryPolicy;
-use crate::model::{LoadBalancing, ServiceName, Settings, SourceRef, UpstreamHttp};
+use crate::model::{HashOn, LoadBalancing, ServiceName, Settings, SourceRef, UpstreamHttp};
 use crate::objects::{Objects, Route, name_of, namespace_of};
 
 /// The policies that reach something, nearest first.
@@ -52,10 +53,9 @@ impl Traffic {
             self.first(|policy| policy.spec.circuit_breaker.as_ref().and_then(field))
         };
         Settings {
-            load_balancing: match self.first(|policy| policy.spec.load_balancing.as_ref().map(|lb| lb.policy)) {
-                Some(LoadBalancingPolicy::RoundRobin) => LoadBalancing::RoundRobin,
-                Some(LoadBalancingPolicy::P2cEwma) | None => LoadBalancing::P2cEwma,
-            },
+            load_balancing: self
+                .first(|policy| policy.spec.load_balancing.as_ref().map(load_balancing))
+                .unwrap_or(defaults.load_balancing),
             connect_timeout: self
                 .first(|policy| policy.spec.connect_timeout)
                 .map_or(defaults.connect_timeout, |length| length.get()),
@@ -99,7 +99,7 @@ impl Traffic {
         let field = |field: fn(&OutlierDetection) -> Option<u32>| {
             self.first(|policy| policy.spec.outlier_detection.as_ref().and_then(field))
         };
-        let length = |field: fn(&OutlierDetection) -> Option<crate::api::Duration>| {
+        let length = |field: fn(&OutlierDetection) -> Option<api::Duration>| {
             self.first(|policy| policy.spec.outlier_detection.as_ref().and_then(field)).map(|length| length.get())
         };
         let consecutive_failures = field(|o| o.consecutive_failures).unwrap_or(defaults.consecutive_failures);
@@ -115,6 +115,29 @@ impl Traffic {
 
     fn first<T>(&self, field: impl Fn(&TrafficPolicy) -> Option<T>) -> Option<T> {
         self.0.iter().find_map(|policy| field(policy))
+    }
+}
+
+fn load_balancing(given: &api::LoadBalancing) -> LoadBalancing {
+    let hash_on = || given.hash_on.iter().map(hash_on).collect();
+    match given.policy {
+        LoadBalancingPolicy::P2cEwma => LoadBalancing::P2cEwma,
+        LoadBalancingPolicy::LeastRequest => LoadBalancing::LeastRequest,
+        LoadBalancingPolicy::RoundRobin => LoadBalancing::RoundRobin,
+        LoadBalancingPolicy::Random => LoadBalancing::Random,
+        LoadBalancingPolicy::RingHash => LoadBalancing::RingHash(hash_on()),
+        LoadBalancingPolicy::Maglev => LoadBalancing::Maglev(hash_on()),
+    }
+}
+
+fn hash_on(given: &api::load_balancing::HashOn) -> HashOn {
+    let name = given.name.clone().unwrap_or_default();
+    match given.r#type {
+        HashOnType::Header => HashOn::Header(name.to_ascii_lowercase()),
+        HashOnType::Cookie => HashOn::Cookie(name),
+        HashOnType::QueryParam => HashOn::QueryParam(name),
+        HashOnType::SourceIp => HashOn::SourceIp,
+        HashOnType::Path => HashOn::Path,
     }
 }
 

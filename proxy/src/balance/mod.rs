@@ -5,6 +5,7 @@
 
 pub mod breaker;
 mod ewma;
+pub mod hashed;
 pub mod leaving;
 pub mod outlier;
 
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 pub use ewma::Load;
 
 use crate::tables::Millis;
-use crate::tables::cluster::{Cluster, Endpoint, LoadBalancing};
+use crate::tables::cluster::{Cluster, Endpoint, EndpointSet, LoadBalancing};
 
 /// One worker's view of its endpoints, by [`Endpoint::id`].
 #[derive(Debug, Default)]
@@ -56,6 +57,12 @@ impl Loads {
         self.by_endpoint.retain(|id, load| load.in_flight > 0 || known(*id));
     }
 
+    /// Requests in flight and one more, by weight.
+    fn in_flight(&self, endpoint: &Endpoint) -> f64 {
+        let in_flight = self.by_endpoint.get(&endpoint.id()).map_or(0, |load| load.in_flight);
+        f64::from(in_flight + 1) / f64::from(endpoint.weight.max(1))
+    }
+
     fn cost(&self, endpoint: &Endpoint, now: Instant) -> f64 {
         let cost = self.by_endpoint.get(&endpoint.id()).map_or(0.0, |load| load.cost(now));
         cost / f64::from(endpoint.weight.max(1))
@@ -81,6 +88,8 @@ pub struct View<'w> {
     pub now: Instant,
     /// For ejections.
     pub now_ms: Millis,
+    /// Of the request, where a hash chooses; `None`: it has none.
+    pub hash: Option<u64>,
 }
 
 /// Chooses an endpoint of `cluster`, avoiding those in `tried`, and then those that are leaving, as long as there are others.
@@ -94,7 +103,7 @@ pub fn pick(cluster: &Cluster, tried: &[u64], view: &mut View<'_>) -> Result<Arc
     }
     let leaving = leaving::any(cluster, view.now_ms);
     if tried.is_empty() && !leaving && cluster.state.ejected.load(Ordering::Relaxed) == 0 {
-        return Ok(choose(cluster, active, view).clone());
+        return Ok(choose(cluster, &set, active, view).clone());
     }
     let healthy = outlier::healthy(cluster, active, view.now_ms);
     if healthy.is_empty() {
@@ -105,7 +114,7 @@ pub fn pick(cluster: &Cluster, tried: &[u64], view: &mut View<'_>) -> Result<Arc
     if leaving {
         prefer(&mut candidates, |endpoint| !leaving::is(endpoint, view.now_ms));
     }
-    Ok(choose(cluster, &candidates, view).clone())
+    Ok(choose(cluster, &set, &candidates, view).clone())
 }
 
 /// The endpoint at `address`, if it takes requests: it is neither ejected nor leaving.
@@ -123,25 +132,69 @@ fn prefer(candidates: &mut Vec<Arc<Endpoint>>, preferred: impl Fn(&Endpoint) -> 
     }
 }
 
-/// `among` is not empty: both callers have checked.
-fn choose<'e>(cluster: &Cluster, among: &'e [Arc<Endpoint>], view: &mut View<'_>) -> &'e Arc<Endpoint> {
+/// `among` are some of the set's active endpoints, at least one: both callers have checked.
+fn choose<'e>(
+    cluster: &Cluster,
+    set: &'e EndpointSet,
+    among: &'e [Arc<Endpoint>],
+    view: &mut View<'_>,
+) -> &'e Arc<Endpoint> {
     match cluster.settings.policy {
         LoadBalancing::P2cEwma => better_of_two(among, view),
+        LoadBalancing::LeastRequest => less_loaded_of_two(among, view),
         LoadBalancing::RoundRobin => next_by_weight(cluster, among),
+        LoadBalancing::Random => any_by_weight(among, view.rng),
+        LoadBalancing::RingHash(_) => {
+            let key = view.hash.unwrap_or_else(|| view.rng.u64(..));
+            first_of(set, among, set.hashed.on_ring(set.active(), key))
+        }
+        LoadBalancing::Maglev(_) => {
+            let key = view.hash.unwrap_or_else(|| view.rng.u64(..));
+            first_of(set, among, set.hashed.in_maglev(set.active(), key))
+        }
     }
 }
 
-/// Power of two choices (Mitzenmacher 2001) by peak EWMA, the cheaper one more often.
-fn better_of_two<'e>(among: &'e [Arc<Endpoint>], view: &mut View<'_>) -> &'e Arc<Endpoint> {
+/// The first of the set's endpoints at `places` that is `among` them.
+fn first_of<'e>(
+    set: &'e EndpointSet,
+    among: &'e [Arc<Endpoint>],
+    places: impl Iterator<Item = usize>,
+) -> &'e Arc<Endpoint> {
+    let all = among.len() == set.active().len();
+    let mut places = places.filter_map(|place| set.active().get(place));
+    places.find(|endpoint| all || among.iter().any(|one| one.id() == endpoint.id())).unwrap_or(&among[0])
+}
+
+/// Two of them, different if there are two.
+fn two<'e>(among: &'e [Arc<Endpoint>], rng: &mut fastrand::Rng) -> [&'e Arc<Endpoint>; 2] {
     let [first, second] = match among.len() {
         0 | 1 => [0, 0],
         len => {
-            let first = view.rng.usize(..len);
-            let second = view.rng.usize(..len - 1);
+            let first = rng.usize(..len);
+            let second = rng.usize(..len - 1);
             [first, if second >= first { second + 1 } else { second }]
         }
     };
-    let (a, b) = (&among[first], &among[second]);
+    [&among[first], &among[second]]
+}
+
+/// Power of two choices (Mitzenmacher 2001) by requests in flight.
+fn less_loaded_of_two<'e>(among: &'e [Arc<Endpoint>], view: &mut View<'_>) -> &'e Arc<Endpoint> {
+    let [a, b] = two(among, view.rng);
+    let [load_a, load_b] = [a, b].map(|endpoint| view.loads.in_flight(endpoint));
+    if load_b < load_a { b } else { a }
+}
+
+/// Each as often as its weight says.
+fn any_by_weight<'e>(among: &'e [Arc<Endpoint>], rng: &mut fastrand::Rng) -> &'e Arc<Endpoint> {
+    let total: u64 = among.iter().map(|endpoint| u64::from(endpoint.weight.max(1))).sum();
+    at_position(among, total, rng.u64(..total))
+}
+
+/// Power of two choices by peak EWMA, the cheaper one more often.
+fn better_of_two<'e>(among: &'e [Arc<Endpoint>], view: &mut View<'_>) -> &'e Arc<Endpoint> {
+    let [a, b] = two(among, view.rng);
     let [cost_a, cost_b] = [a, b].map(|endpoint| view.loads.cost(endpoint, view.now));
     let share = share_of_first(cost_a, cost_b);
     // No coin where there is nothing to decide.
@@ -159,7 +212,11 @@ fn share_of_first(cost_a: f64, cost_b: f64) -> f64 {
 /// Weighted round robin: position `n` of the endless sequence in which each endpoint stands `weight` times.
 fn next_by_weight<'e>(cluster: &Cluster, among: &'e [Arc<Endpoint>]) -> &'e Arc<Endpoint> {
     let total: u64 = among.iter().map(|e| u64::from(e.weight.max(1))).sum();
-    let mut position = cluster.state.round_robin.fetch_add(1, Ordering::Relaxed) % total;
+    at_position(among, total, cluster.state.round_robin.fetch_add(1, Ordering::Relaxed) % total)
+}
+
+/// The endpoint at `position` of the sequence in which each stands as often as its weight says, `total` times together.
+fn at_position(among: &[Arc<Endpoint>], total: u64, mut position: u64) -> &Arc<Endpoint> {
     let uniform = total == among.len() as u64;
     if uniform {
         return &among[position as usize];
@@ -177,7 +234,7 @@ fn next_by_weight<'e>(cluster: &Cluster, among: &'e [Arc<Endpoint>]) -> &'e Arc<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::cluster::{EndpointSet, EndpointTls, Settings};
+    use crate::tables::cluster::{EndpointTls, Settings};
 
     fn cluster(policy: LoadBalancing, weights: &[u32]) -> Cluster {
         let endpoints = weights.iter().enumerate().map(|(i, weight)| {
@@ -204,7 +261,7 @@ mod tests {
         let mut counts = vec![0; cluster.endpoints.load().endpoints.len()];
         let mut rng = fastrand::Rng::with_seed(7);
         for _ in 0..picks {
-            let mut view = View { loads, rng: &mut rng, now: Instant::now(), now_ms: Millis(0) };
+            let mut view = View { loads, rng: &mut rng, now: Instant::now(), now_ms: Millis(0), hash: None };
             let endpoint = pick(cluster, &[], &mut view).unwrap();
             counts[usize::from(endpoint.address.port()) - 1] += 1;
         }
@@ -215,6 +272,53 @@ mod tests {
     fn round_robin_gives_each_its_weight_exactly() {
         let cluster = cluster(LoadBalancing::RoundRobin, &[1, 2, 1]);
         assert_eq!(counts(&cluster, &Loads::default(), 400), [100, 200, 100]);
+    }
+
+    #[test]
+    fn at_random_each_gets_about_its_weight() {
+        let cluster = cluster(LoadBalancing::Random, &[1, 2, 1]);
+        for (count, share) in counts(&cluster, &Loads::default(), 4000).into_iter().zip([1000, 2000, 1000]) {
+            assert!((share * 9 / 10..share * 11 / 10).contains(&count), "{count} instead of {share}");
+        }
+    }
+
+    #[test]
+    fn least_request_takes_the_less_loaded_of_two_whatever_their_latency() {
+        let cluster = cluster(LoadBalancing::LeastRequest, &[1, 1, 1]);
+        let mut loads = Loads::default();
+        let set = cluster.endpoints.load();
+        for _ in 0..3 {
+            loads.begin(set.endpoints[0].id());
+        }
+        loads.begin(set.endpoints[1].id());
+        loads.begin(set.endpoints[1].id());
+        loads.end(set.endpoints[1].id(), Some(Duration::from_secs(9)), Instant::now());
+        let counts = counts(&cluster, &loads, 3000);
+        // The busiest loses against both others, the idle one wins against both.
+        assert_eq!(counts[0], 0);
+        assert!((900..1100).contains(&counts[1]) && (1900..2100).contains(&counts[2]), "{counts:?}");
+    }
+
+    #[test]
+    fn a_key_keeps_its_endpoint_and_has_another_only_while_that_is_left_out() {
+        for policy in [LoadBalancing::RingHash(Arc::new([])), LoadBalancing::Maglev(Arc::new([]))] {
+            let cluster = cluster(policy, &[1, 1, 1, 1]);
+            let (mut rng, loads) = (fastrand::Rng::with_seed(1), Loads::default());
+            let mut pick_for = |key: u64, tried: &[u64]| {
+                let hash = Some(hashed::hash(&key.to_le_bytes()));
+                let mut view = View { loads: &loads, rng: &mut rng, now: Instant::now(), now_ms: Millis(0), hash };
+                pick(&cluster, tried, &mut view).unwrap().id()
+            };
+            for key in 0..200 {
+                let own = pick_for(key, &[]);
+                assert_eq!(pick_for(key, &[]), own);
+                let other = pick_for(key, &[own]);
+                assert_ne!(other, own);
+                assert_eq!(pick_for(key, &[own]), other);
+            }
+            let counts = counts(&cluster, &loads, 4000);
+            assert!(counts.iter().all(|count| (500..1500).contains(count)), "no key: any endpoint: {counts:?}");
+        }
     }
 
     #[test]
@@ -256,7 +360,8 @@ mod tests {
         let (leaving, staying) = (&set.endpoints[0], &set.endpoints[1]);
         let (mut rng, loads) = (fastrand::Rng::with_seed(1), Loads::default());
         let mut pick_at = |now_ms: u64, tried: &[u64]| {
-            let mut view = View { loads: &loads, rng: &mut rng, now: Instant::now(), now_ms: Millis(now_ms) };
+            let mut view =
+                View { loads: &loads, rng: &mut rng, now: Instant::now(), now_ms: Millis(now_ms), hash: None };
             pick(&cluster, tried, &mut view).unwrap().id()
         };
         leaving::note(&cluster, leaving, Millis(1_000));
@@ -277,7 +382,7 @@ mod tests {
         let set = cluster.endpoints.load();
         let (mut rng, loads) = (fastrand::Rng::with_seed(1), Loads::default());
         let mut pick_after = |tried: &[u64]| {
-            let mut view = View { loads: &loads, rng: &mut rng, now: Instant::now(), now_ms: Millis(0) };
+            let mut view = View { loads: &loads, rng: &mut rng, now: Instant::now(), now_ms: Millis(0), hash: None };
             pick(&cluster, tried, &mut view).unwrap().id()
         };
         let ids: Vec<u64> = set.endpoints.iter().map(|e| e.id()).collect();

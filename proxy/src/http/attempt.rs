@@ -44,6 +44,8 @@ pub struct Target<'r> {
     pub version: Version,
     /// Where its session is: tried first, if it takes requests.
     pub session: Option<SocketAddr>,
+    /// Of the request, where a hash chooses.
+    pub hash: Option<u64>,
 }
 
 /// Sends the request; returns when the head of a response is there that will not be tried again. Meanwhile `tried` is told
@@ -83,7 +85,7 @@ pub async fn send(
 }
 
 fn pick(target: &Target<'_>, tried: &[u64]) -> Result<Arc<Endpoint>, Error> {
-    let Target { worker, cluster, session, .. } = target;
+    let Target { worker, cluster, session, hash, .. } = target;
     let in_session = session.filter(|_| tried.is_empty());
     if let Some(endpoint) = in_session.and_then(|address| balance::at(cluster, address, worker.shared.now())) {
         return Ok(endpoint);
@@ -93,6 +95,7 @@ fn pick(target: &Target<'_>, tried: &[u64]) -> Result<Arc<Endpoint>, Error> {
         rng: &mut worker.rng.borrow_mut(),
         now: Instant::now(),
         now_ms: worker.shared.now(),
+        hash: *hash,
     };
     balance::pick(cluster, tried, &mut view).map_err(|nothing| match nothing {
         Nothing::NoEndpoints => Cause::NoEndpoints.into(),

@@ -73,6 +73,7 @@ async fn exchange(
         towards: Towards::Network,
         version,
         session: None,
+        hash: None,
     };
     let (response, lease) = attempt::send(&target, Source::copy(head, body), |_| {}).await?;
     let mut body = response.into_body();

@@ -10,6 +10,7 @@ pub mod cors;
 pub mod error;
 pub mod filter;
 pub mod guard;
+pub mod hash;
 pub mod headers;
 pub mod identity;
 pub mod mirror;

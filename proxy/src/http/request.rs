@@ -20,7 +20,7 @@ use super::body::{Body, Failure};
 use super::client_body::ClientBody;
 use super::error::{self, Cause, Error};
 use super::filter::{self, Verdict};
-use super::{cors, guard, headers, identity, mirror, route, session, trace, translate, upgrade};
+use super::{cors, guard, hash, headers, identity, mirror, route, session, trace, translate, upgrade};
 use crate::authz::{self, Decision, Facts, HttpFacts, Readings};
 use crate::balance;
 use crate::drain::Phase;
@@ -239,16 +239,18 @@ async fn serve(
         }
         chosen.allowed = may;
     }
+    let session = rule.session.as_ref().and_then(|kept| session::endpoint(kept, &head.headers, SystemTime::now()));
+    let place = match session.and_then(|address| backend_in_session(rule, address, connection.worker.shared.now())) {
+        Some(place) => Ok(place),
+        None => choose_backend(rule, &mut connection.worker.rng.borrow_mut()),
+    };
+    let hash = place.ok().and_then(|place| hash_for(rule, place, &head, connection.peer));
     chosen.note(rule, None);
     let port = connection.original_dst.port();
     if let Verdict::Answer(response) = filter::on_request(&rule.filters, &mut head, port) {
         return Ok(Reply::Own(response));
     }
-    let session = rule.session.as_ref().and_then(|kept| session::endpoint(kept, &head.headers, SystemTime::now()));
-    let place = match session.and_then(|address| backend_in_session(rule, address, connection.worker.shared.now())) {
-        Some(place) => place,
-        None => choose_backend(rule, &mut connection.worker.rng.borrow_mut())?,
-    };
+    let place = place?;
     let backend = rule.backends.get(place).ok_or(Cause::InvalidBackend)?;
     chosen.note(rule, Some(place));
     let cluster = backend.cluster.as_ref().ok_or(Cause::InvalidBackend)?;
@@ -264,6 +266,7 @@ async fn serve(
         towards: Towards::Network,
         version: upstream_version(cluster, head.version),
         session,
+        hash,
     };
     let mirrors = rule.mirrors.iter().chain(&backend.mirrors);
     let mut reply = forward(&target, mirrors, head, body, record).await?;
@@ -291,6 +294,7 @@ async fn serve_inbound(
         towards: Towards::Application,
         version: upstream_version(&inbound.application, head.version),
         session: None,
+        hash: None,
     };
     forward(&target, iter::empty(), head, body, record).await
 }
@@ -361,6 +365,12 @@ fn choose_backend(rule: &Rule, rng: &mut fastrand::Rng) -> Result<usize, Cause> 
         hit
     });
     chosen.ok_or(Cause::InvalidBackend)
+}
+
+/// The hash of a request, if the backend at `place` is chosen by one.
+fn hash_for(rule: &Rule, place: usize, head: &Parts, client: SocketAddr) -> Option<u64> {
+    let hash_on = rule.backends.get(place)?.cluster.as_ref()?.settings.policy.hash_on();
+    hash::of(hash_on, head, client.ip())
 }
 
 /// A request leaves as it came, unless the endpoints speak only the other version.

@@ -40,7 +40,7 @@ pub fn tell(session: &Session, endpoint: SocketAddr, response: &mut HeaderMap, n
 }
 
 /// Names and values of the cookies in all Cookie fields (RFC 6265 §4.2).
-fn cookies(request: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub fn cookies(request: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
     let pairs = request.get_all(COOKIE).into_iter().flat_map(|field| field.as_bytes().split(|byte| *byte == b';'));
     pairs.filter_map(|pair| {
         let pair = pair.trim_ascii();

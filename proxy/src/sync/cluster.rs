@@ -6,9 +6,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as PbCluster;
 use envoy_types::pb::envoy::config::cluster::v3::OutlierDetection;
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
-use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, DiscoveryType, LbPolicy, TransportSocketMatch,
-};
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType, TransportSocketMatch};
 use envoy_types::pb::envoy::config::core::v3::RoutingPriority;
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
@@ -23,12 +21,11 @@ use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::google::protobuf::value;
 use serde::Deserialize;
 
+use super::balancing;
 use super::read::{self, Error, Within, at_most};
 use crate::balance::{breaker, outlier};
 use crate::tables::ServiceName;
-use crate::tables::cluster::{
-    DEFAULT_RETRY_BUDGET_FLOOR, DEFAULT_RETRY_BUDGET_PERCENT, LoadBalancing, Settings, UpstreamHttp,
-};
+use crate::tables::cluster::{DEFAULT_RETRY_BUDGET_FLOOR, DEFAULT_RETRY_BUDGET_PERCENT, Settings, UpstreamHttp};
 
 /// One cluster, without its endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,14 +67,6 @@ struct Facts {
 }
 
 fn settings(message: &PbCluster) -> Result<Settings, Error> {
-    let policy = match LbPolicy::try_from(message.lb_policy) {
-        Ok(LbPolicy::RoundRobin) => LoadBalancing::RoundRobin,
-        Ok(LbPolicy::LeastRequest) => LoadBalancing::P2cEwma,
-        _ => {
-            let reason = format!("is {}, must be ROUND_ROBIN or LEAST_REQUEST", message.lb_policy);
-            return Err(Error::new("lb_policy", reason));
-        }
-    };
     let thresholds =
         message.circuit_breakers.as_ref().map(|breakers| breakers.thresholds.as_slice()).unwrap_or_default();
     let thresholds = thresholds.iter().find(|threshold| threshold.priority == RoutingPriority::Default as i32);
@@ -88,7 +77,7 @@ fn settings(message: &PbCluster) -> Result<Settings, Error> {
     let outlier = message.outlier_detection.as_ref().map(|pb| outlier_settings(pb, panic.unwrap_or(ENVOY_PANIC)));
     let (idle_timeout, upstream_http) = http_options(message)?;
     Ok(Settings {
-        policy,
+        policy: balancing::read(message)?,
         connect_timeout: read::positive(message.connect_timeout.as_ref(), ENVOY_CONNECT_TIMEOUT)
             .within("connect_timeout")?,
         idle_timeout,
@@ -230,7 +219,10 @@ const ENVOY_MAX_EJECTION_PERCENT: u32 = 10;
 mod tests {
     use prost::Message;
 
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::LbPolicy;
+
     use super::*;
+    use crate::tables::cluster::LoadBalancing;
 
     fn eds(name: &str) -> PbCluster {
         PbCluster {

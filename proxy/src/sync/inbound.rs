@@ -63,7 +63,6 @@ struct ChainFacts {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct SettingsFacts {
-    load_balancing: LoadBalancingFact,
     connect_timeout_nanos: u64,
     idle_timeout_nanos: u64,
     connections: u32,
@@ -112,13 +111,6 @@ enum TlsFact {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-enum LoadBalancingFact {
-    P2cEwma,
-    RoundRobin,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 enum UpstreamHttpFact {
     AsDownstream,
     Http1,
@@ -158,10 +150,8 @@ impl From<TlsFact> for TlsMode {
 impl From<SettingsFacts> for Settings {
     fn from(facts: SettingsFacts) -> Self {
         Self {
-            policy: match facts.load_balancing {
-                LoadBalancingFact::P2cEwma => LoadBalancing::P2cEwma,
-                LoadBalancingFact::RoundRobin => LoadBalancing::RoundRobin,
-            },
+            // There is one application.
+            policy: LoadBalancing::P2cEwma,
             connect_timeout: Duration::from_nanos(facts.connect_timeout_nanos),
             idle_timeout: Duration::from_nanos(facts.idle_timeout_nanos),
             limits: breaker::Limits {

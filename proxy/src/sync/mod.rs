@@ -16,6 +16,7 @@
 //! change what happens to traffic.
 
 pub mod assemble;
+mod balancing;
 pub mod cluster;
 mod cors;
 pub mod counts;

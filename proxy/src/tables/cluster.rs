@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::HeaderName;
 
 use super::ServiceName;
-use crate::balance::{breaker, outlier};
+use crate::balance::{breaker, hashed, outlier};
 
 /// Where requests for one Service port go.
 #[derive(Debug)]
@@ -69,12 +70,45 @@ impl Default for Settings {
 }
 
 /// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoadBalancing {
     /// The better of two random endpoints by peak EWMA latency and requests in flight.
     P2cEwma,
+    /// The one of two random endpoints with fewer requests in flight.
+    LeastRequest,
     /// One after another, by weight.
     RoundRobin,
+    /// Any, by weight.
+    Random,
+    /// By a hash, on a ring.
+    RingHash(Arc<[HashOn]>),
+    /// By a hash, from Maglev's table.
+    Maglev(Arc<[HashOn]>),
+}
+
+impl LoadBalancing {
+    /// What is hashed; nothing where no hash chooses.
+    pub fn hash_on(&self) -> &[HashOn] {
+        match self {
+            Self::RingHash(hash_on) | Self::Maglev(hash_on) => hash_on,
+            Self::P2cEwma | Self::LeastRequest | Self::RoundRobin | Self::Random => &[],
+        }
+    }
+}
+
+/// What of a request is hashed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HashOn {
+    /// The values of a header.
+    Header(HeaderName),
+    /// The value of a cookie.
+    Cookie(Box<str>),
+    /// The value of the first query parameter of a name.
+    QueryParam(Box<str>),
+    /// The client's address.
+    SourceIp,
+    /// The path without its query.
+    Path,
 }
 
 /// The HTTP version spoken to endpoints.
@@ -108,6 +142,8 @@ pub struct EndpointSet {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// How many of them are not draining; they stand first.
     pub active: usize,
+    /// Of the active ones, for choices by a hash.
+    pub hashed: hashed::Tables,
 }
 
 impl EndpointSet {
@@ -115,7 +151,7 @@ impl EndpointSet {
     pub fn new(mut endpoints: Vec<Arc<Endpoint>>) -> Self {
         endpoints.sort_by_key(|endpoint| endpoint.draining);
         let active = endpoints.iter().filter(|endpoint| !endpoint.draining).count();
-        Self { endpoints, active }
+        Self { endpoints, active, hashed: hashed::Tables::default() }
     }
 
     /// This set, where a cluster holds it.

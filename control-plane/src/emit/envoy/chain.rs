@@ -18,6 +18,8 @@ use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::Tl
 use envoy_types::pb::envoy::extensions::filters::network::set_filter_state::v3::Config as SetFilterState;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+use envoy_types::pb::envoy::r#type::v3::HashPolicy;
+use envoy_types::pb::envoy::r#type::v3::hash_policy::{PolicySpecifier, SourceIp};
 use envoy_types::pb::google::protobuf::Any;
 use prost::{Message, Name};
 
@@ -67,6 +69,8 @@ pub fn relay_to(name: &str, clusters: ClusterSpecifier) -> Vec<Filter> {
         max_connect_attempts: Some(pb::uint32(CONNECT_ATTEMPTS)),
         // No limit: a database connection may be silent for days. Envoy's default is an hour.
         idle_timeout: Some(pb::duration(Duration::ZERO)),
+        // Only for clusters that choose by a hash.
+        hash_policy: vec![HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(SourceIp {})) }],
         ..TcpProxy::default()
     };
     vec![network("envoy.filters.network.set_filter_state", &offer), network("envoy.filters.network.tcp_proxy", &proxy)]

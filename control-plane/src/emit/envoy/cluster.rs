@@ -22,23 +22,18 @@ use envoy_types::pb::google::protobuf::Any;
 use heddle_xds::resource::Resource;
 
 use super::{Settings as EnvoySettings, http, tls};
-use crate::emit::pb;
-use crate::model::{Cluster, LoadBalancing, Outlier, Settings, SpiffeId, UpstreamHttp};
+use crate::emit::{balancing, pb};
+use crate::model::{Cluster, Outlier, Settings, SpiffeId, UpstreamHttp};
 
 /// A cluster whose endpoints are asked for by its name.
 pub fn eds(cluster: &Cluster, settings: &EnvoySettings) -> Resource {
-    let policy = match cluster.settings.load_balancing {
-        LoadBalancing::P2cEwma => LbPolicy::LeastRequest,
-        LoadBalancing::RoundRobin => LbPolicy::RoundRobin,
-    };
     let message = PbCluster {
         cluster_discovery_type: discovery(DiscoveryType::Eds),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(pb::ads()), service_name: String::new() }),
-        lb_policy: policy as i32,
         transport_socket_matches: mutual_tls(cluster, settings),
         outlier_detection: cluster.settings.outlier.map(outlier),
         common_lb_config: Some(panic_threshold(cluster.settings.outlier)),
-        ..base(cluster.name.as_str(), &cluster.settings)
+        ..base(cluster.name.as_str(), &cluster.settings, balancing::balanced(&cluster.settings.load_balancing))
     };
     Resource::encode(cluster.name.shared(), &message, pb::sources(&cluster.sources))
 }
@@ -57,7 +52,7 @@ pub fn original_dst(
         lb_policy: LbPolicy::ClusterProvided as i32,
         upstream_bind_config: bind,
         transport_socket,
-        ..base(name, settings)
+        ..base(name, settings, PbCluster::default())
     }
 }
 
@@ -79,7 +74,8 @@ pub fn fixed_alpn(upstream_http: UpstreamHttp) -> Option<&'static [&'static str]
     }
 }
 
-fn base(name: &str, settings: &Settings) -> PbCluster {
+/// A cluster that chooses endpoints as `balanced` does.
+fn base(name: &str, settings: &Settings, balanced: PbCluster) -> PbCluster {
     let limits = settings.limits;
     let thresholds = Thresholds {
         max_connections: Some(pb::uint32(limits.connections)),
@@ -99,7 +95,7 @@ fn base(name: &str, settings: &Settings) -> PbCluster {
         circuit_breakers: Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() }),
         // One entry, so the encoding has one order.
         typed_extension_protocol_options: HashMap::from([(PROTOCOL_OPTIONS.to_owned(), protocol(settings))]),
-        ..PbCluster::default()
+        ..balanced
     }
 }
 

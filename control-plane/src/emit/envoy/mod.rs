@@ -141,10 +141,12 @@ impl Out {
     }
 
     fn cluster(&mut self, cluster: &Cluster, endpoints: Option<&Endpoints>, settings: &Settings) {
-        self.add(Kind::Cluster, cluster::eds(cluster, settings));
+        let made = cluster::eds(cluster, settings);
         if let Some(endpoints) = endpoints {
-            self.add(Kind::Endpoints, endpoints::resource(endpoints));
+            // A cluster that changes is warmed anew, and Envoy waits 15 s for endpoints unless they come again.
+            self.add(Kind::Endpoints, endpoints::resource(endpoints).with(&made));
         }
+        self.add(Kind::Cluster, made);
     }
 }
 

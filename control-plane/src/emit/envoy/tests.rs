@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as PbCluster;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -348,6 +349,24 @@ fn only_a_cluster_with_identities_knows_mutual_tls_and_it_expects_exactly_those(
     assert_eq!(matched.r#match, Some(pb::single("heddle", "mtls")));
     let socket = format!("{:?}", matched.transport_socket);
     assert!(clusters["shop/web/80"].transport_socket.is_none(), "{socket}");
+}
+
+#[test]
+fn endpoints_come_again_with_a_cluster_that_changes_and_only_then() {
+    let mut changed = model();
+    let service = changed.services.values_mut().find(|service| !service.endpoints.is_empty()).unwrap();
+    let name = service.endpoints.keys().next().unwrap().clone();
+    let cluster = Arc::make_mut(service).clusters.get_mut(&name).unwrap();
+    cluster.settings.connect_timeout *= 2;
+    let versions = |model: &Model| {
+        let all = resources(model, &web_1(), &Settings::default());
+        let versions = all[&Kind::Endpoints].iter().map(|resource| (resource.name.clone(), resource.version.clone()));
+        versions.collect::<BTreeMap<_, _>>()
+    };
+    let (before, after) = (versions(&model()), versions(&changed));
+    let other: Vec<_> = before.iter().filter(|(name, version)| after[*name] != **version).collect();
+    assert_eq!(other.len(), 1);
+    assert_eq!(&**other[0].0, name.as_str());
 }
 
 #[test]

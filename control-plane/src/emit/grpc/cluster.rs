@@ -6,12 +6,13 @@ use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbPolicy,
 };
-use envoy_types::pb::envoy::config::cluster::v3::load_balancing_policy::Policy;
 use envoy_types::pb::envoy::config::cluster::v3::{
     CircuitBreakers, Cluster as PbCluster, LoadBalancingPolicy, OutlierDetection,
 };
-use envoy_types::pb::envoy::config::core::v3::{TransportSocket, TypedExtensionConfig};
+use envoy_types::pb::envoy::config::core::v3::TransportSocket;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::RingHash;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::ring_hash::HashFunction;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
@@ -20,9 +21,10 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use heddle_xds::resource::Resource;
-use prost::{Message, Name};
+use prost::Name;
 
 use super::Client;
+use crate::emit::balancing::{LEAST_REQUEST, RING_HASH, policy};
 use crate::emit::{envoy, pb};
 use crate::model::{Cluster, LoadBalancing, Outlier, SpiffeId};
 
@@ -35,9 +37,14 @@ pub fn cluster(cluster: &Cluster, client: &Client) -> Resource {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(pb::ads()), service_name: String::new() }),
         lb_policy: LbPolicy::RoundRobin as i32,
-        load_balancing_policy: match settings.load_balancing {
-            LoadBalancing::P2cEwma => Some(least_request()),
-            LoadBalancing::RoundRobin => None,
+        load_balancing_policy: match &settings.load_balancing {
+            LoadBalancing::P2cEwma | LoadBalancing::LeastRequest => {
+                Some(picking(LEAST_REQUEST, &LeastRequest::default()))
+            }
+            // gRPC has no policy that picks at random; one after another is spread no worse.
+            LoadBalancing::RoundRobin | LoadBalancing::Random => None,
+            // Nor Maglev's, whose promise the ring keeps too.
+            LoadBalancing::RingHash(_) | LoadBalancing::Maglev(_) => Some(ring_hash()),
         },
         circuit_breakers: Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() }),
         outlier_detection: settings.outlier.map(outlier),
@@ -65,26 +72,23 @@ pub fn mutual_tls<'c>(cluster: &Cluster, client: &'c Client) -> Option<&'c str> 
     client.certificate_provider.as_deref().filter(|_| !cluster.identities.is_empty())
 }
 
-/// Least request of two where the client knows it, else round robin: gRPC takes the first policy it knows (A52), and an
+/// On a ring, by what routes say is hashed (gRFC A42); it takes localities as one.
+fn ring_hash() -> LoadBalancingPolicy {
+    let ring = RingHash { hash_function: HashFunction::XxHash as i32, ..RingHash::default() };
+    LoadBalancingPolicy { policies: vec![policy(RING_HASH, &ring)] }
+}
+
+/// By the policy `name` where the client knows it, else round robin: gRPC takes the first policy it knows (A52), and an
 /// older one reads `lb_policy`.
-fn least_request() -> LoadBalancingPolicy {
+fn picking(name: &str, config: &impl Name) -> LoadBalancingPolicy {
     let picking = LoadBalancingPolicy {
         policies: vec![
-            policy("envoy.load_balancing_policies.least_request", &LeastRequest::default()),
+            policy(name, config),
             policy("envoy.load_balancing_policies.round_robin", &RoundRobin::default()),
         ],
     };
     let locality = WrrLocality { endpoint_picking_policy: Some(picking) };
     LoadBalancingPolicy { policies: vec![policy("envoy.load_balancing_policies.wrr_locality", &locality)] }
-}
-
-fn policy<M: Message + Name>(name: &str, config: &M) -> Policy {
-    Policy {
-        typed_extension_config: Some(TypedExtensionConfig {
-            name: name.to_owned(),
-            typed_config: Some(pb::any(config)),
-        }),
-    }
 }
 
 /// gRPC counts no failures in a row (A50). Nearest: all calls of an interval failed, and there were as many. With its

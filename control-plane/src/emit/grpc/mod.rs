@@ -8,6 +8,8 @@
 //! - gRPC applies no header changes, redirects or rewrites, and knows no per-try timeout, retry budget or response codes.
 //!   Routes that ask for a method other than POST or for query parameters can match no call and are left out.
 //! - An invalid backend fails its share of calls with UNAVAILABLE.
+//! - A hash is taken of what the Service says whose port is called, of headers and, for the client's address, of the channel
+//!   (A42); Maglev is a ring, and a random choice one after another.
 //! - Failures in a row are not counted: an endpoint is ejected when all calls of an interval failed.
 //! - Where a client has certificates ([`Client::certificate_provider`]) and a cluster is meshed, it is given the meshed
 //!   endpoints only, because gRPC knows one kind of connection for each cluster. gRPC offers ALPN `h2` and nothing else,
@@ -29,7 +31,10 @@ use std::sync::Arc;
 use heddle_xds::resource::{Kind, Resource};
 
 use crate::emit::envoy;
-use crate::model::{Cluster, Endpoints, Model, OutboundListener, Place, ResourceName, RouteTable, ServiceName};
+use crate::model::{
+    Cluster, Endpoints, HashOn, LoadBalancing, Model, OutboundListener, Place, ResourceName, RouteTable, Service,
+    ServiceName,
+};
 
 pub use target::Target;
 
@@ -54,7 +59,10 @@ pub fn resource(model: &Model, client: &Client, kind: Kind, name: &str) -> Optio
             let table = listener.http.as_ref()?.for_client(&client.namespace);
             Some(listener::listener(name, table, &listener.sources))
         }
-        Kind::Route => Some(route::table(table(model, client, name)?)),
+        Kind::Route => {
+            let (service, table) = table(model, client, name)?;
+            Some(route::table(table, hash_on(service, name)))
+        }
         Kind::Cluster if name == envoy::NO_CLUSTER => Some(cluster::nowhere()),
         Kind::Endpoints if name == envoy::NO_CLUSTER => Some(endpoints::none()),
         Kind::Cluster => Some(cluster::cluster(cluster(model, name)?.0, client)),
@@ -70,7 +78,7 @@ fn port<'m>(model: &'m Model, target: &Target) -> Option<&'m OutboundListener> {
 }
 
 /// A route table by name; routes a namespace brought itself are for its own clients only.
-fn table<'m>(model: &'m Model, client: &Client, name: &str) -> Option<&'m RouteTable> {
+fn table<'m>(model: &'m Model, client: &Client, name: &str) -> Option<(&'m Service, &'m RouteTable)> {
     let (service, rest) = split(name)?;
     let service = model.services.get(&service)?;
     let key = match rest.split_once('@') {
@@ -81,7 +89,17 @@ fn table<'m>(model: &'m Model, client: &Client, name: &str) -> Option<&'m RouteT
         Some(_) => return None,
     };
     // A second spelling of the port (`080`) is no name.
-    service.routes.get(&key).filter(|table| table.name.as_str() == name)
+    Some((service, service.routes.get(&key).filter(|table| table.name.as_str() == name)?))
+}
+
+/// What the Service says is hashed of calls to its port, which the route table `name` is of.
+fn hash_on<'m>(service: &'m Service, name: &str) -> &'m [HashOn] {
+    let port = split(name).and_then(|(_, rest)| rest.split('@').next()?.parse().ok());
+    let cluster = port.and_then(|port| service.clusters.get(&ResourceName::service_port(&service.name, port)));
+    match cluster.map(|cluster| &cluster.settings.load_balancing) {
+        Some(LoadBalancing::RingHash(hash_on) | LoadBalancing::Maglev(hash_on)) => hash_on,
+        _ => &[],
+    }
 }
 
 /// A cluster by name with its endpoints.

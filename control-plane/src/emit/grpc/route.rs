@@ -2,7 +2,8 @@
 
 use envoy_types::pb::envoy::config::route::v3::retry_policy::RetryBackOff;
 use envoy_types::pb::envoy::config::route::v3::route::Action;
-use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, MaxStreamDuration};
+use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::{FilterState, PolicySpecifier};
+use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HashPolicy, MaxStreamDuration};
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::{
@@ -11,16 +12,18 @@ use envoy_types::pb::envoy::config::route::v3::{
 };
 use heddle_xds::resource::Resource;
 
-use crate::emit::{envoy, pb};
+use crate::emit::{balancing, envoy, pb};
 use crate::model::route::{PathMatch, RetryPolicy};
-use crate::model::{Backend, ResourceName, Route, RouteTable, Rule};
+use crate::model::{Backend, HashOn, ResourceName, Route, RouteTable, Rule};
 
-/// A route table. Its virtual host is for every authority: the target has chosen the table.
-pub fn table(table: &RouteTable) -> Resource {
+/// A route table, whose calls are hashed on `hash_on`. Its virtual host is for every authority: the target has chosen the
+/// table.
+pub fn table(table: &RouteTable, hash_on: &[HashOn]) -> Resource {
+    let hash_policy = hash_policy(hash_on);
     let host = VirtualHost {
         name: table.name.to_string(),
         domains: vec!["*".to_owned()],
-        routes: table.routes.iter().filter(|route| may_match(route)).map(route).collect(),
+        routes: table.routes.iter().filter(|route| may_match(route)).map(|one| route(one, &hash_policy)).collect(),
         ..VirtualHost::default()
     };
     let message =
@@ -33,7 +36,7 @@ fn may_match(route: &Route) -> bool {
     route.matches.query.is_empty() && route.matches.method.as_ref().is_none_or(|method| method == "POST")
 }
 
-fn route(route: &Route) -> PbRoute {
+fn route(route: &Route, hash_policy: &[HashPolicy]) -> PbRoute {
     let matches = PbRouteMatch {
         path_specifier: Some(path(route.matches.path.as_ref())),
         headers: route.matches.headers.iter().map(envoy::header_match).collect(),
@@ -42,7 +45,7 @@ fn route(route: &Route) -> PbRoute {
     PbRoute {
         name: route.rule.name.to_string(),
         r#match: Some(matches),
-        action: Some(action(&route.rule)),
+        action: Some(action(&route.rule, hash_policy)),
         ..PbRoute::default()
     }
 }
@@ -62,7 +65,7 @@ fn path(path: Option<&PathMatch>) -> PathSpecifier {
 }
 
 /// A call cannot be redirected: like an action gRPC does not know, it fails.
-fn action(rule: &Rule) -> Action {
+fn action(rule: &Rule, hash_policy: &[HashPolicy]) -> Action {
     let shares: Vec<&Backend> = rule.backends.iter().filter(|backend| backend.weight > 0).collect();
     let redirects = rule.filters.iter().any(|filter| filter.redirect().is_some());
     if redirects || shares.iter().all(|backend| backend.cluster.is_none()) {
@@ -75,8 +78,22 @@ fn action(rule: &Rule) -> Action {
             max_stream_duration: Some(pb::duration(timeout)),
             ..MaxStreamDuration::default()
         }),
+        hash_policy: hash_policy.to_vec(),
         ..RouteAction::default()
     })
+}
+
+/// gRPC knows headers and the channel, which has one client's address.
+fn hash_policy(hash_on: &[HashOn]) -> Vec<HashPolicy> {
+    let known = hash_on.iter().filter_map(|hash_on| match hash_on {
+        HashOn::Header(_) => balancing::hash_policies(std::slice::from_ref(hash_on)).pop(),
+        HashOn::SourceIp => Some(HashPolicy {
+            policy_specifier: Some(PolicySpecifier::FilterState(FilterState { key: CHANNEL.to_owned() })),
+            terminal: true,
+        }),
+        HashOn::Cookie(_) | HashOn::QueryParam(_) | HashOn::Path => None,
+    });
+    known.collect()
 }
 
 fn clusters(shares: &[&Backend]) -> ClusterSpecifier {
@@ -106,5 +123,7 @@ fn retry(retry: &RetryPolicy) -> Option<PbRetryPolicy> {
     })
 }
 
+/// The channel of a call (gRFC A42).
+const CHANNEL: &str = "io.grpc.channel_id";
 /// What a sidecar would answer to an invalid reference; gRPC only reads that it is no cluster.
 const FAILED: u32 = 500;

@@ -1,6 +1,6 @@
 //! `Cluster`: how one port of a Service, or one workload, is talked to.
 //!
-//! `LEAST_REQUEST` stands for the sidecar's own default, P2C with peak EWMA: Envoy's is the better of two random
+//! `lb_policy` `LEAST_REQUEST` alone stands for the sidecar's own default, P2C with peak EWMA: Envoy's is the better of two random
 //! endpoints too, by requests in flight alone. `max_retries` and `retry_budget` both count in the sidecar; Envoy takes
 //! the budget where there is one. Facts: service, sources.
 
@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::thresholds::RetryBudget;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy, TransportSocketMatch,
+    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, TransportSocketMatch,
 };
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as PbCluster, OutlierDetection};
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
@@ -30,22 +30,17 @@ use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use heddle_xds::resource::Resource;
 use serde::Serialize;
 
-use crate::emit::pb;
+use crate::emit::{balancing, pb};
 use crate::model::cluster::Settings;
-use crate::model::{Cluster, LoadBalancing, Outlier, ServiceName, SourceRef, SpiffeId, UpstreamHttp};
+use crate::model::{Cluster, Outlier, ServiceName, SourceRef, SpiffeId, UpstreamHttp};
 
 /// A cluster whose endpoints come under its own name.
 pub fn cluster(cluster: &Cluster) -> Resource {
     let settings = &cluster.settings;
-    let policy = match settings.load_balancing {
-        LoadBalancing::P2cEwma => LbPolicy::LeastRequest,
-        LoadBalancing::RoundRobin => LbPolicy::RoundRobin,
-    };
     let message = PbCluster {
         name: cluster.name.to_string(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(pb::ads()), service_name: String::new() }),
-        lb_policy: policy as i32,
         connect_timeout: Some(pb::duration(settings.connect_timeout)),
         circuit_breakers: Some(circuit_breakers(settings)),
         outlier_detection: settings.outlier.as_ref().map(outlier_detection),
@@ -59,7 +54,7 @@ pub fn cluster(cluster: &Cluster) -> Resource {
         )]),
         transport_socket_matches: mutual_tls(&cluster.identities).into_iter().collect(),
         metadata: Some(pb::facts(&Facts { service: cluster.service.as_ref(), sources: &cluster.sources })),
-        ..PbCluster::default()
+        ..balancing::balanced(&settings.load_balancing)
     };
     Resource::encode(cluster.name.shared(), &message, pb::sources(&cluster.sources))
 }

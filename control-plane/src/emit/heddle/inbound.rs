@@ -17,7 +17,7 @@ use super::rbac;
 use crate::emit::pb;
 use crate::model::cluster::Settings;
 use crate::model::{
-    Egress, InboundPort, LoadBalancing, Protocol, ServiceName, SourceRef, TlsMode, UpstreamHttp, Workload, WorkloadName,
+    Egress, InboundPort, Protocol, ServiceName, SourceRef, TlsMode, UpstreamHttp, Workload, WorkloadName,
 };
 
 /// The `inbound` resource of one workload; `None`: it has no sidecar.
@@ -67,7 +67,8 @@ struct ChainFacts<'m> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct SettingsFacts {
-    load_balancing: LoadBalancing,
+    /// Of no meaning towards the one application; sidecars before 0.2 want it said.
+    load_balancing: &'static str,
     connect_timeout_nanos: u64,
     idle_timeout_nanos: u64,
     connections: u32,
@@ -108,7 +109,7 @@ fn chain(name: String, port: &InboundPort) -> FilterChain {
 
 fn settings(settings: &Settings) -> SettingsFacts {
     SettingsFacts {
-        load_balancing: settings.load_balancing,
+        load_balancing: "p2cEwma",
         connect_timeout_nanos: nanos(settings.connect_timeout),
         idle_timeout_nanos: nanos(settings.idle_timeout),
         connections: settings.limits.connections,

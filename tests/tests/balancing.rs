@@ -1,0 +1,77 @@
+//! How endpoints are chosen, with a real control plane, by this sidecar and by a real Envoy.
+
+#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
+
+use std::collections::BTreeSet;
+
+use heddle_tests::envoy::Envoy;
+use heddle_tests::live::{LiveMesh, shop, vip};
+use heddle_tests::pods::MeshPod;
+use heddle_tests::{eventually, origin, talk};
+
+/// Chosen: that twenty keys agree by chance over four servers comes once in 10¹² times.
+const KEYS: usize = 20;
+const SERVERS: [(&str, u8); 4] = [("api-a", 10), ("api-b", 11), ("api-c", 12), ("api-d", 13)];
+
+#[test]
+fn a_key_goes_to_the_same_endpoint_from_both_sidecars() {
+    let clients = [("heddle-client", 2, "client", "client"), ("envoy-client", 3, "client", "client")];
+    let servers = SERVERS.map(|(name, number)| (name, number, "api", "api"));
+    let workloads = [&clients[..], &servers[..]].concat();
+    let mesh = LiveMesh::start(&[("shop.yaml", &shop(&workloads, &[("api", 1, "api")]))]);
+    let heddle = mesh.workload("heddle-client", 2, "client", 2);
+    let other = mesh.pod("envoy-client", 3);
+    let _envoy = Envoy::start(&mesh, &other, env!("CARGO_BIN_EXE_heddle-under-test"), "envoy-client", "client", &[]);
+    let pods = SERVERS.map(|(name, number)| {
+        let pod = mesh.workload(name, number, "api", 1);
+        origin::echo(&pod, 8080, name);
+        pod
+    });
+    for pod in [&heddle, &other] {
+        eventually("every server answers", || {
+            let seen: BTreeSet<_> = (0..KEYS).map(|_| server(pod, "GET / HTTP/1.1\r\n")).collect();
+            (seen.len() == SERVERS.len()).then_some(())
+        });
+    }
+    for policy in ["RingHash", "Maglev"] {
+        for (hash_on, request) in [
+            ("{ type: Header, name: X-User }", "GET / HTTP/1.1\r\nx-user: KEY\r\n"),
+            ("{ type: Cookie, name: user }", "GET / HTTP/1.1\r\nCookie: a=b; user=KEY\r\n"),
+            ("{ type: QueryParam, name: user }", "GET /?a=b&user=KEY HTTP/1.1\r\n"),
+            ("{ type: Header, name: absent }, { type: Path }", "GET /KEY?a=b HTTP/1.1\r\n"),
+            ("{ type: SourceIP }", "GET /KEY HTTP/1.1\r\n"),
+        ] {
+            let rule = format!("{{ policy: {policy}, hashOn: [{hash_on}] }}");
+            mesh.apply("policy.yaml", &POLICY.replace("RULE", &rule));
+            let by_keys = |pod: &MeshPod| -> Vec<String> {
+                (0..KEYS).map(|key| server(pod, &request.replace("KEY", &format!("key-{key}")))).collect()
+            };
+            eventually(&format!("both sidecars choose by {rule}"), || {
+                let of_heddle = by_keys(&heddle);
+                let distinct = of_heddle.iter().collect::<BTreeSet<_>>().len();
+                // Its own address is all that two clients do not share.
+                if hash_on.contains("SourceIP") {
+                    let of_other = by_keys(&other).into_iter().collect::<BTreeSet<_>>();
+                    return (distinct == 1 && of_other.len() == 1).then_some(());
+                }
+                let same = by_keys(&other) == of_heddle && by_keys(&heddle) == of_heddle;
+                (distinct > 1 && same).then_some(())
+            });
+        }
+    }
+    drop(pods);
+}
+
+/// Who answers.
+fn server(pod: &MeshPod, request: &str) -> String {
+    let response = talk::request(pod, vip(1), &format!("{request}Host: api\r\nConnection: close\r\n\r\n"));
+    assert_eq!(response.status(), 200, "{response:?}");
+    response.body.lines().next().unwrap_or_default().to_owned()
+}
+
+const POLICY: &str = "
+apiVersion: heddle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: { name: api, namespace: shop }
+spec: { targetRefs: [{ kind: Service, name: api }], loadBalancing: RULE }
+";
