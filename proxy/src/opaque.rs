@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::balance::breaker::{self, Kind, Permit};
-use crate::balance::{self, Nothing, outlier};
+use crate::balance::outlier::{self, Outcome};
+use crate::balance::{self, Nothing};
 use crate::http::error::{Cause, Error};
 use crate::http::hash;
 use crate::metrics::TcpRecord;
-use crate::relay;
+use crate::relay::{self, End};
 use crate::stream::Stream;
 use crate::tables::cluster::{Cluster, Endpoint};
 use crate::tls::Alpn;
@@ -29,6 +30,7 @@ pub struct Dialled {
     pub stream: Stream,
     /// Whose.
     pub endpoint: Arc<Endpoint>,
+    cluster: Arc<Cluster>,
     ends: Option<Instant>,
     _permit: Permit,
 }
@@ -50,13 +52,11 @@ pub async fn dial(
         tried.push(endpoint.id());
         match worker.shared.dialer.dial(&endpoint, &cluster.settings, Alpn::Tcp, towards).await {
             Ok(dialled) => {
-                outlier::success(&endpoint);
-                return Ok(Dialled { stream: dialled.stream, endpoint, ends: dialled.ends, _permit: permit });
+                let (stream, ends, cluster) = (dialled.stream, dialled.ends, cluster.clone());
+                return Ok(Dialled { stream, endpoint, cluster, ends, _permit: permit });
             }
             Err(error) => {
-                if outlier::failure(cluster, &endpoint, worker.shared.now()) {
-                    worker.shared.metrics.outliers.ejected(&cluster.name);
-                }
+                note(worker, cluster, &endpoint, Outcome::NoResponse);
                 if !error.cause.never_delivered() || tried.len() > MAX_RETRIES {
                     return Err(error);
                 }
@@ -64,6 +64,11 @@ pub async fn dial(
             }
         }
     }
+}
+
+fn note(worker: &Worker, cluster: &Cluster, endpoint: &Endpoint, outcome: Outcome) {
+    let ejected = outlier::note(cluster, endpoint, outcome, None, worker.shared.now());
+    worker.shared.metrics.outliers.ejected(&cluster.name, &ejected);
 }
 
 fn pick(worker: &Worker, cluster: &Cluster, tried: &[u64], client: IpAddr) -> Result<Arc<Endpoint>, Error> {
@@ -96,7 +101,7 @@ pub async fn dial_outside(worker: &Worker, address: SocketAddr) -> Result<Stream
 /// Relays until both sides are done, one breaks, a certificate has long expired, or `revoked` says that policy no
 /// longer allows it.
 pub async fn relay(client: Stream, server: Dialled, record: TcpRecord, revoked: impl Future<Output = Cause>) {
-    let Dialled { stream, endpoint, ends, _permit } = server;
+    let Dialled { stream, endpoint, cluster, ends, _permit } = server;
     let worker = record.worker().clone();
     worker.loads.borrow_mut().begin(endpoint.id());
     let limited = async {
@@ -108,8 +113,21 @@ pub async fn relay(client: Stream, server: Dialled, record: TcpRecord, revoked: 
             },
         }
     };
-    relay_streams(client, stream, record, limited).await;
+    match relay_streams(client, stream, record, limited).await {
+        // Its answer is what a server is known by, not that somebody took the connection.
+        Relayed { received: 1.., .. } => note(&worker, &cluster, &endpoint, Outcome::Good),
+        Relayed { received: 0, broken: true } => note(&worker, &cluster, &endpoint, Outcome::NoResponse),
+        Relayed { received: 0, broken: false } => {}
+    }
     worker.loads.borrow_mut().end(endpoint.id(), None, Instant::now());
+}
+
+/// How relaying ended.
+pub struct Relayed {
+    /// Octets that came from the server.
+    received: u64,
+    /// The server's end broke.
+    broken: bool,
 }
 
 /// [`relay`] where there is no endpoint.
@@ -118,19 +136,20 @@ pub async fn relay_streams(
     mut server: Stream,
     mut record: TcpRecord,
     revoked: impl Future<Output = Cause>,
-) {
+) -> Relayed {
     client.keep_alive();
     server.keep_alive();
-    let ended = tokio::select! {
-        ended = relay::both_ways(&mut client, &mut server, &record) => ended.map_err(|_| Cause::ResetAfterResponse),
-        cause = revoked => Err(cause),
+    let (cause, broken) = tokio::select! {
+        ended = relay::both_ways(&mut client, &mut server, &record) => match ended {
+            Ok(()) => (None, false),
+            Err(end) => (Some(Cause::ResetAfterResponse), end == End::Server),
+        },
+        cause = revoked => (Some(cause), false),
     };
-    match ended {
-        Ok(()) => {}
-        Err(cause) => {
-            record.failed(cause);
-            client.abort();
-            server.abort();
-        }
+    if let Some(cause) = cause {
+        record.failed(cause);
+        client.abort();
+        server.abort();
     }
+    Relayed { received: record.received_bytes(), broken }
 }

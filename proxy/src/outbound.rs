@@ -254,7 +254,9 @@ impl Outbound<'_> {
     async fn to_outside(&self, client: Stream) -> Result<(), Cause> {
         let mut record = TcpRecord::new(self.worker, Direction::Outbound, None, None);
         match opaque::dial_outside(self.worker, self.original_dst).await {
-            Ok(server) => opaque::relay_streams(client, server, record, std::future::pending()).await,
+            Ok(server) => {
+                opaque::relay_streams(client, server, record, std::future::pending()).await;
+            }
             Err(error) => {
                 record.failed(error.cause);
                 client.abort();

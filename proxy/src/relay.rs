@@ -1,7 +1,5 @@
 //! Opaque bytes, both ways, with half-close: what one side ends, the other sees end, and the answer still comes.
 
-use std::io;
-
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Read at a time. Chosen: one TLS record (RFC 8446 §5.1) is at most 16 KiB.
@@ -15,19 +13,28 @@ pub trait Meter {
     fn received(&self, octets: u64);
 }
 
+/// One end of a relayed connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Who connected.
+    Client,
+    /// Who was connected to.
+    Server,
+}
+
 /// Relays until both directions have ended, or one broke.
 ///
 /// # Errors
-/// What broke. Both streams are to be aborted then: the other side must not take it for an orderly end.
-pub async fn both_ways<C, S>(client: &mut C, server: &mut S, meter: &impl Meter) -> io::Result<()>
+/// Whose end broke. Both streams are to be aborted then: the other side must not take it for an orderly end.
+pub async fn both_ways<C, S>(client: &mut C, server: &mut S, meter: &impl Meter) -> Result<(), End>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (client_read, client_write) = tokio::io::split(client);
     let (server_read, server_write) = tokio::io::split(server);
-    let up = one_way(client_read, server_write, |octets| meter.sent(octets));
-    let down = one_way(server_read, client_write, |octets| meter.received(octets));
+    let up = one_way(client_read, server_write, |octets| meter.sent(octets), [End::Client, End::Server]);
+    let down = one_way(server_read, client_write, |octets| meter.received(octets), [End::Server, End::Client]);
     tokio::try_join!(up, down).map(|_| ())
 }
 
@@ -35,17 +42,18 @@ async fn one_way(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     count: impl Fn(u64),
-) -> io::Result<()> {
+    [source, sink]: [End; 2],
+) -> Result<(), End> {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
-        let len = from.read(&mut chunk).await?;
+        let len = from.read(&mut chunk).await.map_err(|_| source)?;
         if len == 0 {
             // A peer that has gone meanwhile needs no end told.
             let _ = to.shutdown().await;
             return Ok(());
         }
-        to.write_all(&chunk[..len]).await?;
-        to.flush().await?;
+        to.write_all(&chunk[..len]).await.map_err(|_| sink)?;
+        to.flush().await.map_err(|_| sink)?;
         count(len as u64);
     }
 }

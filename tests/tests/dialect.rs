@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use heddle_control_plane::emit::{Index, heddle};
-use heddle_control_plane::model::cluster::{Limits, RetryBudget, Settings};
+use heddle_control_plane::model::cluster::{Limits, RetryBudget, Settings, Statistics};
 use heddle_control_plane::model::route::{
     Cors, HeaderChanges, HeaderMatch, HeaderValue, Mirror, Origin, PathChange, PathMatch, QueryMatch, Redirect,
     RetryPolicy, Rewrite, RouteMatch, Scheme, StringMatch,
@@ -416,16 +416,17 @@ fn a_workload_s_inbound_side_arrives() {
     let port = inbound.port(8080);
     assert_eq!((port.protocol, port.tls), (tables::Protocol::Http, tables::TlsMode::Strict));
     assert_eq!(port.service, Some(service_name("shop", "cart")));
-    // There is one application to choose.
+    // There is one application: nothing to choose, and none to take out.
     let policy = tables::cluster::LoadBalancing::P2cEwma;
-    assert_eq!(port.settings, tables::cluster::Settings { policy, ..expected_settings(&settings()) });
+    assert_eq!(port.settings, tables::cluster::Settings { policy, outlier: None, ..expected_settings(&settings()) });
     let port = inbound.port(9090);
     assert_eq!((port.protocol, port.tls), (tables::Protocol::Tcp, tables::TlsMode::Disable));
     let other = inbound.port(1);
     assert_eq!((other.protocol, other.tls), (tables::Protocol::Detect, tables::TlsMode::Permissive));
     assert_eq!(other.service, None);
     assert!(other.policies.is_empty());
-    assert_eq!(other.settings, tables::cluster::Settings::default());
+    let application = tables::cluster::Settings { outlier: None, ..tables::cluster::Settings::default() };
+    assert_eq!(other.settings, application);
 }
 
 #[test]
@@ -664,6 +665,15 @@ fn settings() -> Settings {
         limits: Limits { connections: 1, pending: 2, requests: 3, retries: 4 },
         outlier: Some(model::Outlier {
             consecutive_failures: 6,
+            consecutive_gateway_errors: 3,
+            consecutive_local_origin_failures: 4,
+            statistics: Some(Statistics {
+                interval: Duration::from_secs(11),
+                minimum_hosts: 3,
+                request_volume: 20,
+                success_rate_stdev_factor: Some(1_500),
+                latency_percent: Some(250),
+            }),
             base_ejection: Duration::from_secs(7),
             max_ejection: Duration::from_secs(80),
             max_ejected_percent: 90,
@@ -725,6 +735,15 @@ fn expected_settings(from: &Settings) -> tables::cluster::Settings {
         },
         outlier: from.outlier.map(|outlier| heddle_proxy::balance::outlier::Settings {
             consecutive_failures: outlier.consecutive_failures,
+            consecutive_gateway_errors: outlier.consecutive_gateway_errors,
+            consecutive_local_origin_failures: outlier.consecutive_local_origin_failures,
+            statistics: outlier.statistics.map(|from| heddle_proxy::balance::outlier::Statistics {
+                interval: from.interval,
+                minimum_hosts: from.minimum_hosts,
+                request_volume: from.request_volume,
+                success_rate_stdev_factor: from.success_rate_stdev_factor,
+                latency_percent: from.latency_percent,
+            }),
             base_ejection: outlier.base_ejection,
             max_ejection: outlier.max_ejection,
             max_ejected_percent: outlier.max_ejected_percent,

@@ -28,6 +28,8 @@ use super::{Duration, FieldError, LoadBalancing, ObjectStatus, TargetRef};
 #[x_kube(validation = Rule::new("!has(self.connectTimeout) || duration(self.connectTimeout) > duration('0s')").message("connectTimeout must be above 0s"))]
 #[x_kube(validation = Rule::new("!has(self.outlierDetection) || !has(self.outlierDetection.baseEjection) || duration(self.outlierDetection.baseEjection) > duration('0s')").message("outlierDetection.baseEjection must be above 0s"))]
 #[x_kube(validation = Rule::new("!has(self.outlierDetection) || !has(self.outlierDetection.maxEjection) || duration(self.outlierDetection.maxEjection) > duration('0s')").message("outlierDetection.maxEjection must be above 0s"))]
+#[x_kube(validation = Rule::new("!has(self.outlierDetection) || !has(self.outlierDetection.interval) || duration(self.outlierDetection.interval) > duration('0s')").message("outlierDetection.interval must be above 0s"))]
+#[x_kube(validation = Rule::new("!has(self.outlierDetection) || !has(self.outlierDetection.latencyPercent) || self.outlierDetection.latencyPercent == 0 || self.outlierDetection.latencyPercent > 100").message("outlierDetection.latencyPercent must be above 100, or 0"))]
 #[x_kube(validation = Rule::new("!has(self.retry) || !has(self.retry.backoff) || duration(self.retry.backoff) > duration('0s')").message("retry.backoff must be above 0s"))]
 pub struct TrafficPolicySpec {
     /// Services, HTTPRoutes, GRPCRoutes (group `gateway.networking.k8s.io`) or the Namespace of the policy itself; 1
@@ -82,9 +84,35 @@ pub struct CircuitBreaker {
 #[serde(rename_all = "camelCase")]
 #[schemars(inline)]
 pub struct OutlierDetection {
-    /// Failures in a row (5xx, connection failures, timeouts) that eject; 0 turns detection off. Default: 5 (Envoy's).
+    /// Failures in a row (5xx, connection failures, timeouts) that eject; 0: none do. Default: 5 (Envoy's).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consecutive_failures: Option<u32>,
+    /// Gateway errors in a row (502, 503, 504, connection failures, timeouts) that eject; 0: none do. Default: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consecutive_gateway_errors: Option<u32>,
+    /// Failures without a response in a row (connection failures, timeouts) that eject; they count for nothing else then. 0:
+    /// they count as failures and gateway errors. Default: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consecutive_local_origin_failures: Option<u32>,
+    /// Ejected if the share of answers that are no 5xx is lower than the endpoints' mean by so many thousandths of a standard
+    /// deviation, over an `interval`; 0: not compared. Default: 0; Envoy's is 1900.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub success_rate_stdev_factor: Option<u32>,
+    /// Ejected if answers take on average more than this percentage of the endpoints' median, over an `interval`; above
+    /// 100, or 0: not compared. Sidecars only: Envoy does not compare latencies. Default: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_percent: Option<u32>,
+    /// Over how long success rates and latencies are compared; above 0. Default: 10s (Envoy's).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Duration>,
+    /// Endpoints with `requestVolume` without which none is compared. Default: 5 (Envoy's).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 2))]
+    pub minimum_hosts: Option<u32>,
+    /// Requests of one interval from one client without which an endpoint is not compared. Default: 100 (Envoy's).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub request_volume: Option<u32>,
     /// Length of the first ejection, the n-th in a row being n times as long; above 0. Default: 30s (Envoy's).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_ejection: Option<Duration>,
@@ -154,6 +182,7 @@ impl TrafficPolicySpec {
             ("spec.connectTimeout", self.connect_timeout),
             ("spec.outlierDetection.baseEjection", outlier.base_ejection),
             ("spec.outlierDetection.maxEjection", outlier.max_ejection),
+            ("spec.outlierDetection.interval", outlier.interval),
             ("spec.retry.backoff", retry.backoff),
         ];
         for (field, length) in lengths {
@@ -168,6 +197,19 @@ impl TrafficPolicySpec {
         for (field, percent) in percents {
             if let Some(value) = percent.filter(|value| *value > 100) {
                 found.push(FieldError::new(field, value, "give a percentage from 0 to 100"));
+            }
+        }
+        if let Some(percent) = outlier.latency_percent.filter(|percent| (1..=100).contains(percent)) {
+            let remedy = "give more than 100: half of all endpoints are slower than their median";
+            found.push(FieldError::new("spec.outlierDetection.latencyPercent", percent, remedy));
+        }
+        let least = [
+            ("spec.outlierDetection.minimumHosts", outlier.minimum_hosts, 2),
+            ("spec.outlierDetection.requestVolume", outlier.request_volume, 1),
+        ];
+        for (field, value, least) in least {
+            if let Some(value) = value.filter(|value| *value < least) {
+                found.push(FieldError::new(field, value, format!("give at least {least}")));
             }
         }
         if let Some(breaker) = &self.circuit_breaker {
@@ -210,6 +252,12 @@ const TARGETS: &[(&str, &str)] =
     &[("", "Service"), ("", "Namespace"), (GATEWAY_GROUP, "HTTPRoute"), (GATEWAY_GROUP, "GRPCRoute")];
 /// Chosen: what ten retries do not save, an eleventh will not.
 const MAX_ATTEMPTS: u32 = 10;
+/// Envoy's `interval` of outlier detection.
+pub const DEFAULT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
+/// Envoy's `success_rate_minimum_hosts`.
+pub const DEFAULT_MINIMUM_HOSTS: u32 = 5;
+/// Envoy's `success_rate_request_volume`.
+pub const DEFAULT_REQUEST_VOLUME: u32 = 100;
 /// Chosen: the most common wish, one more attempt.
 pub const DEFAULT_ATTEMPTS: u32 = 1;
 /// Envoy's `base_interval`.

@@ -10,6 +10,7 @@ pub mod grpc;
 pub mod heddle;
 pub mod index;
 mod mirrors;
+mod outlier;
 pub mod pb;
 mod per_route;
 mod session;

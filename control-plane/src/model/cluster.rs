@@ -96,12 +96,40 @@ pub struct Limits {
     pub retries: u32,
 }
 
+/// How endpoints are compared over intervals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Statistics {
+    /// Over how long requests are counted.
+    #[serde(serialize_with = "duration::text")]
+    pub interval: Duration,
+    /// Endpoints with enough requests without which nothing is compared.
+    pub minimum_hosts: u32,
+    /// Requests of one interval without which an endpoint is not compared.
+    pub request_volume: u32,
+    /// Ejected below the mean success rate by so many thousandths of a standard deviation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub success_rate_stdev_factor: Option<u32>,
+    /// Ejected above this percentage of the median latency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_percent: Option<u32>,
+}
+
 /// When an endpoint is ejected, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outlier {
     /// Failures in a row (5xx, connection failures, timeouts) that eject.
     pub consecutive_failures: u32,
+    /// Gateway errors in a row that eject; 0: none do.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub consecutive_gateway_errors: u32,
+    /// Failures without a response in a row that eject, and then count for nothing else; 0: they count as failures.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub consecutive_local_origin_failures: u32,
+    /// How an endpoint is told by comparison; `None`: it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<Statistics>,
     /// Length of the first ejection; the n-th in a row is n times as long.
     #[serde(serialize_with = "duration::text")]
     pub base_ejection: Duration,
@@ -169,6 +197,9 @@ impl Default for Outlier {
     fn default() -> Self {
         Self {
             consecutive_failures: 5,
+            consecutive_gateway_errors: 0,
+            consecutive_local_origin_failures: 0,
+            statistics: None,
             base_ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(300),
             max_ejected_percent: 50,
@@ -188,3 +219,7 @@ impl Default for RetryBudget {
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The sidecar's own: below the keep-alive of common servers.
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}

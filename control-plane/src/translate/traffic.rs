@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::age;
 use crate::api::load_balancing::{HashOnType, LoadBalancingPolicy};
 use crate::api::traffic_policy::{
-    BACKOFF_GROWTH, CircuitBreaker, DEFAULT_ATTEMPTS, DEFAULT_BACKOFF, OutlierDetection, Retry,
+    BACKOFF_GROWTH, CircuitBreaker, DEFAULT_ATTEMPTS, DEFAULT_BACKOFF, DEFAULT_INTERVAL, DEFAULT_MINIMUM_HOSTS,
+    DEFAULT_REQUEST_VOLUME, OutlierDetection, Retry,
 };
 use crate::api::{self, TargetRef, TrafficPolicy};
-use crate::model::cluster::{Limits, Outlier};
+use crate::model::cluster::{Limits, Outlier, Statistics};
 use crate::model::route::RetryPolicy;
 use crate::model::{HashOn, LoadBalancing, ServiceName, Settings, SourceRef, UpstreamHttp};
 use crate::objects::{Objects, Route, name_of, namespace_of};
@@ -104,8 +105,25 @@ impl Traffic {
         };
         let consecutive_failures = field(|o| o.consecutive_failures).unwrap_or(defaults.consecutive_failures);
         let base_ejection = length(|o| o.base_ejection).unwrap_or(defaults.base_ejection);
-        (consecutive_failures > 0).then(|| Outlier {
+        let consecutive_gateway_errors = field(|o| o.consecutive_gateway_errors).unwrap_or_default();
+        let consecutive_local_origin_failures = field(|o| o.consecutive_local_origin_failures).unwrap_or_default();
+        let some = |factor: Option<u32>| factor.filter(|factor| *factor > 0);
+        let success_rate_stdev_factor = some(field(|o| o.success_rate_stdev_factor));
+        let latency_percent = some(field(|o| o.latency_percent));
+        let compared = success_rate_stdev_factor.is_some() || latency_percent.is_some();
+        let statistics = compared.then(|| Statistics {
+            interval: length(|o| o.interval).unwrap_or(DEFAULT_INTERVAL),
+            minimum_hosts: field(|o| o.minimum_hosts).unwrap_or(DEFAULT_MINIMUM_HOSTS),
+            request_volume: field(|o| o.request_volume).unwrap_or(DEFAULT_REQUEST_VOLUME),
+            success_rate_stdev_factor,
+            latency_percent,
+        });
+        let in_a_row = [consecutive_failures, consecutive_gateway_errors, consecutive_local_origin_failures];
+        (compared || in_a_row != [0, 0, 0]).then(|| Outlier {
             consecutive_failures,
+            consecutive_gateway_errors,
+            consecutive_local_origin_failures,
+            statistics,
             base_ejection,
             max_ejection: length(|o| o.max_ejection).unwrap_or(defaults.max_ejection).max(base_ejection),
             max_ejected_percent: field(|o| o.max_ejection_percent).unwrap_or(defaults.max_ejected_percent),

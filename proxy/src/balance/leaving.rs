@@ -1,7 +1,8 @@
-//! Endpoints that have said themselves that they are on their way out: their sidecar drains.
+//! Endpoints that have said themselves that they are on their way out, because their sidecar drains, or that they want to be left
+//! alone for a while (`Retry-After`).
 //!
-//! The control plane says so too, to everybody (`Endpoint::draining`), but a moment later, and not while it is away. Until it
-//! does, an endpoint that said so gets requests only where there is no other. Pure in `now`.
+//! Either gets requests only where there is no other. That one goes the control plane says too, to everybody
+//! (`Endpoint::draining`), but a moment later, and not while it is away. Pure in `now`.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,12 +19,36 @@ pub fn note(cluster: &Cluster, endpoint: &Endpoint, now: Millis) {
     cluster.state.leaving_until.fetch_max(until, Ordering::Relaxed);
 }
 
-/// Whether an endpoint of the cluster may be leaving: most never are.
+/// The endpoint has just said that it can take nothing for so long. Not heard where too many rest already, as with ejections: what
+/// is said to one client must not drive all to the endpoints that are left.
+pub fn rest(cluster: &Cluster, endpoint: &Endpoint, now: Millis, length: Duration) {
+    let Some(outlier) = &cluster.settings.outlier else { return };
+    let set = cluster.endpoints.load();
+    let resting = set.active().iter().filter(|one| one.id() != endpoint.id() && is_resting(one, now)).count();
+    if (resting + 1) * 100 > set.active().len() * outlier.max_ejected_percent as usize {
+        return;
+    }
+    let length = length.min(outlier.base_ejection);
+    let until = now.0.saturating_add(u64::try_from(length.as_millis()).unwrap_or(u64::MAX));
+    endpoint.state.resting_until.fetch_max(until, Ordering::Relaxed);
+    cluster.state.leaving_until.fetch_max(until, Ordering::Relaxed);
+}
+
+/// Whether an endpoint of the cluster may be leaving or resting: most never are.
 pub fn any(cluster: &Cluster, now: Millis) -> bool {
     cluster.state.leaving_until.load(Ordering::Relaxed) > now.0
 }
 
-/// Whether this one is.
+/// Whether this one is leaving or resting, so that others are better.
+pub fn is_avoided(endpoint: &Endpoint, now: Millis) -> bool {
+    is(endpoint, now) || is_resting(endpoint, now)
+}
+
+fn is_resting(endpoint: &Endpoint, now: Millis) -> bool {
+    endpoint.state.resting_until.load(Ordering::Relaxed) > now.0
+}
+
+/// Whether this one is leaving.
 pub fn is(endpoint: &Endpoint, now: Millis) -> bool {
     endpoint.state.leaving_until.load(Ordering::Relaxed) > now.0
 }

@@ -112,7 +112,7 @@ pub fn pick(cluster: &Cluster, tried: &[u64], view: &mut View<'_>) -> Result<Arc
     let mut candidates = healthy;
     prefer(&mut candidates, |endpoint| !tried.contains(&endpoint.id()));
     if leaving {
-        prefer(&mut candidates, |endpoint| !leaving::is(endpoint, view.now_ms));
+        prefer(&mut candidates, |endpoint| !leaving::is_avoided(endpoint, view.now_ms));
     }
     Ok(choose(cluster, &set, &candidates, view).clone())
 }
@@ -374,6 +374,28 @@ mod tests {
         leaving::note(&cluster, staying, Millis(31_000));
         leaving::note(&cluster, leaving, Millis(31_000));
         assert!([leaving.id(), staying.id()].contains(&pick_at(31_000, &[])), "all leave: any may be taken");
+    }
+
+    #[test]
+    fn one_that_asks_to_be_left_alone_is_for_as_long_as_it_says_unless_too_many_do() {
+        let cluster = cluster(LoadBalancing::RoundRobin, &[1, 1, 1]);
+        let set = cluster.endpoints.load();
+        let loads = Loads::default();
+        let picked_at = |now_ms: u64| -> std::collections::BTreeSet<u64> {
+            let mut rng = fastrand::Rng::with_seed(1);
+            let mut view =
+                View { loads: &loads, rng: &mut rng, now: Instant::now(), now_ms: Millis(now_ms), hash: None };
+            (0..9).map(|_| pick(&cluster, &[], &mut view).unwrap().id()).collect()
+        };
+        leaving::rest(&cluster, &set.endpoints[0], Millis(0), Duration::from_secs(5));
+        leaving::rest(&cluster, &set.endpoints[1], Millis(0), Duration::from_secs(5));
+        let others = [set.endpoints[1].id(), set.endpoints[2].id()];
+        assert_eq!(picked_at(4_999), others.into(), "half may rest, which is one of three");
+        assert!(at(&cluster, set.endpoints[0].address, Millis(0)).is_some(), "sessions stay");
+        assert_eq!(picked_at(5_000).len(), 3);
+        leaving::rest(&cluster, &set.endpoints[1], Millis(5_000), Duration::from_secs(3600));
+        assert_eq!(picked_at(34_999).len(), 2);
+        assert_eq!(picked_at(35_000).len(), 3, "no longer than an ejection");
     }
 
     #[test]

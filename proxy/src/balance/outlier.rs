@@ -2,9 +2,16 @@
 //!
 //! State belongs to the process: every worker reports, every worker sees the ejection. Pure in `now`.
 
+mod statistics;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+
+use http::StatusCode;
+
+pub use statistics::Statistics;
 
 use crate::tables::Millis;
 use crate::tables::cluster::{Cluster, Endpoint};
@@ -12,8 +19,14 @@ use crate::tables::cluster::{Cluster, Endpoint};
 /// When an endpoint is ejected, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// Failures in a row (5xx, connection failures, timeouts) that eject.
+    /// Failures in a row (5xx, connection failures, timeouts) that eject; 0: none do.
     pub consecutive_failures: u32,
+    /// Gateway errors in a row (502, 503, 504, connection failures, timeouts) that eject; 0: none do.
+    pub consecutive_gateway_errors: u32,
+    /// Failures without a response in a row that eject, and then count for nothing else; 0: they count as failures.
+    pub consecutive_local_origin_failures: u32,
+    /// How an endpoint is told by comparison; `None`: it is not.
+    pub statistics: Option<Statistics>,
     /// Length of the first ejection; the n-th in a row is n times as long.
     pub base_ejection: Duration,
     /// Longest ejection.
@@ -29,6 +42,9 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             consecutive_failures: 5,
+            consecutive_gateway_errors: 0,
+            consecutive_local_origin_failures: 0,
+            statistics: None,
             base_ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(300),
             max_ejected_percent: 50,
@@ -37,13 +53,79 @@ impl Default for Settings {
     }
 }
 
+/// What became of a request or a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// An answer that is no failure.
+    Good,
+    /// 5xx, but no gateway error.
+    ServerError,
+    /// 502, 503 or 504.
+    GatewayError,
+    /// None: the connection could not be made or broke, or time was over.
+    NoResponse,
+}
+
+impl Outcome {
+    /// Of a response.
+    pub fn of(status: StatusCode) -> Self {
+        match status {
+            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+                Self::GatewayError
+            }
+            _ if status.is_server_error() => Self::ServerError,
+            _ => Self::Good,
+        }
+    }
+}
+
+/// Why an endpoint was ejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detector {
+    /// Failures in a row.
+    ConsecutiveFailures,
+    /// Gateway errors in a row.
+    GatewayErrors,
+    /// Failures without a response in a row.
+    LocalOriginFailures,
+    /// Fewer good answers than others.
+    SuccessRate,
+    /// Slower answers than others.
+    Latency,
+}
+
+impl Detector {
+    /// As metrics name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ConsecutiveFailures => "consecutive_failures",
+            Self::GatewayErrors => "gateway_errors",
+            Self::LocalOriginFailures => "local_origin_failures",
+            Self::SuccessRate => "success_rate",
+            Self::Latency => "latency",
+        }
+    }
+}
+
+/// An endpoint that has just been ejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejected {
+    /// Which.
+    pub endpoint: SocketAddr,
+    /// Why.
+    pub detector: Detector,
+}
+
 /// What is known of one endpoint's failures.
 #[derive(Debug, Default)]
 pub struct State {
     failures: AtomicU32,
+    gateway_errors: AtomicU32,
+    local_origin_failures: AtomicU32,
     ejections: AtomicU32,
     /// [`Millis`]; 0: not ejected.
     ejected_until: AtomicU64,
+    window: statistics::Window,
 }
 
 impl State {
@@ -53,25 +135,72 @@ impl State {
     }
 }
 
-/// An answer that was no failure.
-pub fn success(endpoint: &Endpoint) {
-    let state = &endpoint.state.outlier;
-    if state.failures.load(Ordering::Relaxed) != 0 {
-        state.failures.store(0, Ordering::Relaxed);
+/// What became of a request at `endpoint`, and how long its answer took; returns who is ejected now.
+pub fn note(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    outcome: Outcome,
+    latency: Option<Duration>,
+    now: Millis,
+) -> Vec<Ejected> {
+    let Some(settings) = &cluster.settings.outlier else { return Vec::new() };
+    let consecutive = in_a_row(settings, &endpoint.state.outlier, outcome);
+    let consecutive = consecutive.filter(|_| eject(cluster, settings, endpoint, now));
+    let mut ejected: Vec<_> =
+        consecutive.map(|detector| Ejected { endpoint: endpoint.address, detector }).into_iter().collect();
+    if let Some(statistics) = &settings.statistics {
+        if outcome != Outcome::NoResponse || settings.consecutive_local_origin_failures == 0 {
+            endpoint.state.outlier.window.note(outcome == Outcome::Good, latency);
+        }
+        ejected.extend(statistics::evaluate(cluster, settings, statistics, now));
     }
-    if state.ejections.load(Ordering::Relaxed) != 0 && state.ejected_until.load(Ordering::Relaxed) == 0 {
-        state.ejections.store(0, Ordering::Relaxed);
+    ejected
+}
+
+/// Counts, and says which count has reached its limit.
+fn in_a_row(settings: &Settings, state: &State, outcome: Outcome) -> Option<Detector> {
+    let split = settings.consecutive_local_origin_failures > 0;
+    if outcome == Outcome::NoResponse && split {
+        let full = one_more(&state.local_origin_failures, settings.consecutive_local_origin_failures);
+        return full.then_some(Detector::LocalOriginFailures);
+    }
+    clear(&state.local_origin_failures);
+    if outcome == Outcome::Good {
+        clear(&state.failures);
+        clear(&state.gateway_errors);
+        if state.ejections.load(Ordering::Relaxed) != 0 && state.ejected_until.load(Ordering::Relaxed) == 0 {
+            state.ejections.store(0, Ordering::Relaxed);
+        }
+        return None;
+    }
+    let gateway = match outcome {
+        Outcome::ServerError => {
+            clear(&state.gateway_errors);
+            false
+        }
+        _ => one_more(&state.gateway_errors, settings.consecutive_gateway_errors),
+    };
+    let any = one_more(&state.failures, settings.consecutive_failures);
+    if gateway { Some(Detector::GatewayErrors) } else { any.then_some(Detector::ConsecutiveFailures) }
+}
+
+fn one_more(count: &AtomicU32, limit: u32) -> bool {
+    limit > 0 && count.fetch_add(1, Ordering::Relaxed) + 1 >= limit
+}
+
+/// Written only if it changes: most requests are good, and all workers share it.
+fn clear(count: &AtomicU32) {
+    if count.load(Ordering::Relaxed) != 0 {
+        count.store(0, Ordering::Relaxed);
     }
 }
 
-/// A failure of `endpoint`; true if it is ejected by this one.
-pub fn failure(cluster: &Cluster, endpoint: &Endpoint, now: Millis) -> bool {
-    let Some(settings) = &cluster.settings.outlier else { return false };
-    let state = &endpoint.state.outlier;
-    let failures = state.failures.fetch_add(1, Ordering::Relaxed) + 1;
-    if failures < settings.consecutive_failures || !may_eject(cluster, settings) {
+/// Ejects `endpoint`; false if that would be too many, or it is out already.
+fn eject(cluster: &Cluster, settings: &Settings, endpoint: &Endpoint, now: Millis) -> bool {
+    if !may_eject(cluster, settings) {
         return false;
     }
+    let state = &endpoint.state.outlier;
     let times = state.ejections.load(Ordering::Relaxed).saturating_add(1);
     let length = settings.base_ejection.saturating_mul(times).min(settings.max_ejection);
     let until = now.0.saturating_add(u64::try_from(length.as_millis()).unwrap_or(u64::MAX)).max(1);
@@ -79,7 +208,9 @@ pub fn failure(cluster: &Cluster, endpoint: &Endpoint, now: Millis) -> bool {
     if state.ejected_until.compare_exchange(0, until, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         return false;
     }
-    state.failures.store(0, Ordering::Relaxed);
+    for count in [&state.failures, &state.gateway_errors, &state.local_origin_failures] {
+        clear(count);
+    }
     state.ejections.store(times, Ordering::Relaxed);
     cluster.state.ejected.fetch_add(1, Ordering::Relaxed);
     true
@@ -126,6 +257,10 @@ mod tests {
     use crate::tables::cluster::{self, EndpointSet, EndpointTls};
 
     fn cluster(endpoints: u16) -> Cluster {
+        cluster_with(endpoints, Settings::default())
+    }
+
+    fn cluster_with(endpoints: u16, outlier: Settings) -> Cluster {
         let endpoints = (1..=endpoints).map(|port| {
             Arc::new(Endpoint {
                 address: ([10, 0, 0, 1], port).into(),
@@ -139,16 +274,19 @@ mod tests {
         Cluster {
             name: "shop/api/80".into(),
             service: None,
-            settings: cluster::Settings::default(),
+            settings: cluster::Settings { outlier: Some(outlier), ..cluster::Settings::default() },
             identities: Arc::new([]),
             endpoints: EndpointSet::new(endpoints.collect()).into_swap(),
             state: Arc::default(),
         }
     }
 
+    fn report(cluster: &Cluster, index: usize, outcome: Outcome, now: u64) -> Vec<Ejected> {
+        note(cluster, &cluster.endpoints.load().endpoints[index], outcome, None, Millis(now))
+    }
+
     fn fail(cluster: &Cluster, index: usize, times: usize, now: u64) -> Vec<bool> {
-        let set = cluster.endpoints.load();
-        (0..times).map(|_| failure(cluster, &set.endpoints[index], Millis(now))).collect()
+        (0..times).map(|_| !report(cluster, index, Outcome::ServerError, now).is_empty()).collect()
     }
 
     fn healthy_at(cluster: &Cluster, now: u64) -> usize {
@@ -159,7 +297,7 @@ mod tests {
     fn five_failures_in_a_row_eject_and_a_success_between_them_does_not() {
         let cluster = cluster(2);
         assert_eq!(fail(&cluster, 0, 4, 1), [false; 4]);
-        success(&cluster.endpoints.load().endpoints[0]);
+        report(&cluster, 0, Outcome::Good, 1);
         assert_eq!(fail(&cluster, 0, 5, 1), [false, false, false, false, true]);
         assert_eq!(healthy_at(&cluster, 2), 1);
     }
@@ -181,5 +319,77 @@ mod tests {
         assert!(fail(&three, 0, 5, 0)[4]);
         assert!(!fail(&three, 1, 5, 0)[4]);
         assert!(!fail(&cluster(1), 0, 5, 0)[4]);
+    }
+
+    #[test]
+    fn gateway_errors_and_failures_without_a_response_have_counts_of_their_own() {
+        let settings = Settings {
+            consecutive_failures: 0,
+            consecutive_gateway_errors: 3,
+            consecutive_local_origin_failures: 2,
+            max_ejected_percent: 100,
+            ..Settings::default()
+        };
+        let cluster = cluster_with(2, settings);
+        let detectors = |index, outcomes: &[Outcome]| {
+            let ejected = outcomes.iter().flat_map(|outcome| report(&cluster, index, *outcome, 1));
+            ejected.map(|ejected| ejected.detector).collect::<Vec<_>>()
+        };
+        use Outcome::{GatewayError, Good, NoResponse, ServerError};
+        assert_eq!(detectors(0, &[ServerError, ServerError, ServerError, ServerError, ServerError, ServerError]), []);
+        assert_eq!(detectors(0, &[GatewayError, GatewayError, ServerError, GatewayError, GatewayError]), []);
+        assert_eq!(
+            detectors(0, &[NoResponse, GatewayError]),
+            [Detector::GatewayErrors],
+            "no response counts for itself"
+        );
+        assert_eq!(detectors(1, &[NoResponse, Good, NoResponse]), []);
+        assert_eq!(detectors(1, &[NoResponse]), [Detector::LocalOriginFailures]);
+    }
+
+    fn compared(success_rate_stdev_factor: Option<u32>, latency_percent: Option<u32>) -> Cluster {
+        let statistics = Statistics {
+            interval: Duration::from_secs(10),
+            minimum_hosts: 4,
+            request_volume: 10,
+            success_rate_stdev_factor,
+            latency_percent,
+        };
+        cluster_with(5, Settings { consecutive_failures: 0, statistics: Some(statistics), ..Settings::default() })
+    }
+
+    /// Ten requests to each of so many endpoints in the first interval, and one after it.
+    fn interval(cluster: &Cluster, endpoints: usize, of: impl Fn(usize, u64) -> (Outcome, u64)) -> Vec<Ejected> {
+        let set = cluster.endpoints.load();
+        let mut ejected = Vec::new();
+        for (index, endpoint) in set.endpoints.iter().take(endpoints).enumerate() {
+            for request in 0..10 {
+                let (outcome, millis) = of(index, request);
+                ejected.extend(note(cluster, endpoint, outcome, Some(Duration::from_millis(millis)), Millis(1)));
+            }
+        }
+        assert_eq!(ejected, []);
+        note(cluster, &set.endpoints[0], Outcome::Good, None, Millis(10_001))
+    }
+
+    #[test]
+    fn who_fails_far_more_often_than_others_is_ejected_at_the_end_of_the_interval() {
+        let some = |index: usize, request| {
+            let failing = request < if index == 3 { 6 } else { index as u64 % 2 };
+            (if failing { Outcome::ServerError } else { Outcome::Good }, 1)
+        };
+        let ejected = interval(&compared(Some(1900), None), 5, some);
+        let expected = Ejected { endpoint: ([10, 0, 0, 1], 4).into(), detector: Detector::SuccessRate };
+        assert_eq!(ejected, [expected]);
+        assert_eq!(interval(&compared(Some(1900), None), 3, some), [], "too few to compare");
+        assert_eq!(interval(&compared(Some(1900), None), 5, |_, _| (Outcome::ServerError, 1)), [], "all fail alike");
+    }
+
+    #[test]
+    fn who_is_slower_than_the_median_by_the_factor_is_ejected() {
+        let millis = |index: usize, _| (Outcome::Good, [10, 12, 37, 9, 35][index]);
+        let ejected = interval(&compared(None, Some(300)), 5, millis);
+        let expected = Ejected { endpoint: ([10, 0, 0, 1], 3).into(), detector: Detector::Latency };
+        assert_eq!(ejected, [expected]);
     }
 }

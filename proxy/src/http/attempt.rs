@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::{Body as _, Incoming};
 
 use super::body::{Broken, Counter, Replay, RequestBody};
@@ -194,21 +194,34 @@ async fn attempt(
     let outcome = exchange(target, &endpoint, source, begun).await;
     // From when the request left: what a new connection cost says nothing about the next request.
     under_way.latency = outcome.as_ref().ok().map(|(_, lease)| lease.lent.elapsed());
+    let latency = under_way.latency;
     drop(under_way);
-    let failure = match &outcome {
-        Ok((response, _)) => response.status().is_server_error(),
-        Err(failed) => failed.error.cause.fault() == Fault::Upstream && failed.error.cause != Cause::Overflow,
-    };
-    if !failure {
-        if outcome.is_ok() {
-            outlier::success(&endpoint);
+    let became = match &outcome {
+        Ok((response, _)) => Some(outlier::Outcome::of(response.status())),
+        Err(failed) => {
+            let failure = failed.error.cause.fault() == Fault::Upstream && failed.error.cause != Cause::Overflow;
+            failure.then_some(outlier::Outcome::NoResponse)
         }
-    } else if outlier::failure(cluster, &endpoint, worker.shared.now()) {
-        tracing::info!(cluster = %cluster.name, endpoint = %endpoint.address, "endpoint ejected");
-        worker.shared.metrics.outliers.ejected(&cluster.name);
+    };
+    if let Some(became) = became {
+        let now = worker.shared.now();
+        let ejected = outlier::note(cluster, &endpoint, became, latency, now);
+        worker.shared.metrics.outliers.ejected(&cluster.name, &ejected);
+    }
+    if let Ok((response, _)) = &outcome
+        && let Some(length) = rest_asked_for(response)
+    {
+        leaving::rest(cluster, &endpoint, worker.shared.now(), length);
     }
     drop(retry_permit);
     outcome
+}
+
+/// How long an endpoint that takes no more asks to be left alone (RFC 9110 §10.2.3). Seconds only: clocks differ.
+fn rest_asked_for(response: &Response<Incoming>) -> Option<Duration> {
+    let full = matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    let seconds = response.headers().get(header::RETRY_AFTER).filter(|_| full)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }
 
 /// One request under way at an endpoint, also if its client goes away and nobody waits for it any more.

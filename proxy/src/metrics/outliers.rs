@@ -3,6 +3,7 @@
 use prometheus::Registry;
 
 use super::by_cluster::ByCluster;
+use crate::balance::outlier::Ejected;
 
 /// Counts of ejections; how many endpoints are out now is read from the tables at each scrape.
 pub struct Outliers {
@@ -15,13 +16,16 @@ impl Outliers {
     /// # Errors
     /// If a name is taken.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let help = "Endpoints ejected, by cluster.";
-        Ok(Self { ejections: ByCluster::new(registry, "heddle_outlier_ejections_total", help, &[])? })
+        let help = "Endpoints ejected, by cluster and by what told them.";
+        Ok(Self { ejections: ByCluster::new(registry, "heddle_outlier_ejections_total", help, &["detector"])? })
     }
 
-    /// An endpoint of `cluster` was ejected.
-    pub fn ejected(&self, cluster: &str) {
-        self.ejections.count(cluster, &[]);
+    /// Endpoints of `cluster` were ejected.
+    pub fn ejected(&self, cluster: &str, ejected: &[Ejected]) {
+        for Ejected { endpoint, detector } in ejected {
+            tracing::info!(cluster, %endpoint, detector = detector.name(), "endpoint ejected");
+            self.ejections.count(cluster, &[detector.name()]);
+        }
     }
 
     /// Drops series of clusters that are not in use any more.

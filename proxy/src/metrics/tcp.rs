@@ -127,6 +127,11 @@ impl TcpRecord {
         self.upstream = Some(endpoint.address);
     }
 
+    /// Octets that came from the server so far.
+    pub fn received_bytes(&self) -> u64 {
+        self.received.get()
+    }
+
     /// It failed.
     pub fn failed(&mut self, cause: Cause) {
         self.cause = Some(cause);

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as PbCluster;
-use envoy_types::pb::envoy::config::cluster::v3::OutlierDetection;
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType, TransportSocketMatch};
 use envoy_types::pb::envoy::config::core::v3::RoutingPriority;
@@ -21,9 +20,9 @@ use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::google::protobuf::value;
 use serde::Deserialize;
 
-use super::balancing;
 use super::read::{self, Error, Within, at_most};
-use crate::balance::{breaker, outlier};
+use super::{balancing, outlier};
+use crate::balance::breaker;
 use crate::tables::ServiceName;
 use crate::tables::cluster::{DEFAULT_RETRY_BUDGET_FLOOR, DEFAULT_RETRY_BUDGET_PERCENT, Settings, UpstreamHttp};
 
@@ -56,17 +55,19 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, Error> {
     let facts: Facts = read::facts(message.metadata.as_ref())?;
     Ok(Parsed {
         service: facts.service.as_deref().map(read::service_name).transpose().within("metadata.service")?,
-        settings: settings(&message)?,
+        settings: settings(&message, &facts)?,
         identities: identities(&message.transport_socket_matches)?,
     })
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Facts {
     service: Option<String>,
+    outlier_latency_percent: Option<u32>,
 }
 
-fn settings(message: &PbCluster) -> Result<Settings, Error> {
+fn settings(message: &PbCluster, facts: &Facts) -> Result<Settings, Error> {
     let thresholds =
         message.circuit_breakers.as_ref().map(|breakers| breakers.thresholds.as_slice()).unwrap_or_default();
     let thresholds = thresholds.iter().find(|threshold| threshold.priority == RoutingPriority::Default as i32);
@@ -74,7 +75,8 @@ fn settings(message: &PbCluster) -> Result<Settings, Error> {
         retry_budget(thresholds).within("circuit_breakers.thresholds[0].retry_budget")?;
     let panic = message.common_lb_config.as_ref().and_then(|config| config.healthy_panic_threshold.as_ref());
     let panic = panic.map(read::percent).transpose().within("common_lb_config.healthy_panic_threshold")?;
-    let outlier = message.outlier_detection.as_ref().map(|pb| outlier_settings(pb, panic.unwrap_or(ENVOY_PANIC)));
+    let outlier = message.outlier_detection.as_ref();
+    let outlier = outlier.map(|pb| outlier::read(pb, facts.outlier_latency_percent, panic.unwrap_or(ENVOY_PANIC)));
     let (idle_timeout, upstream_http) = http_options(message)?;
     Ok(Settings {
         policy: balancing::read(message)?,
@@ -108,24 +110,6 @@ fn retry_budget(thresholds: Option<&Thresholds>) -> Result<(u32, u32), Error> {
     // Envoy's defaults are these too (`RetryBudget`).
     let floor = read::uint32(budget.min_retry_concurrency.as_ref(), DEFAULT_RETRY_BUDGET_FLOOR);
     Ok((percent.unwrap_or(DEFAULT_RETRY_BUDGET_PERCENT), floor))
-}
-
-fn outlier_settings(pb: &OutlierDetection, panic_percent: u32) -> Result<outlier::Settings, Error> {
-    let consecutive_failures = read::uint32(pb.consecutive_5xx.as_ref(), ENVOY_CONSECUTIVE);
-    if consecutive_failures == 0 {
-        return Err(Error::new("consecutive_5xx", "is 0, must be at least 1"));
-    }
-    let base_ejection =
-        read::positive(pb.base_ejection_time.as_ref(), ENVOY_BASE_EJECTION).within("base_ejection_time")?;
-    let longest = read::positive(pb.max_ejection_time.as_ref(), ENVOY_MAX_EJECTION).within("max_ejection_time")?;
-    let most = read::uint32(pb.max_ejection_percent.as_ref(), ENVOY_MAX_EJECTION_PERCENT);
-    Ok(outlier::Settings {
-        consecutive_failures,
-        base_ejection,
-        max_ejection: longest.max(base_ejection),
-        max_ejected_percent: read::percent_uint32(most).within("max_ejection_percent")?,
-        panic_percent,
-    })
 }
 
 fn http_options(message: &PbCluster) -> Result<(Duration, UpstreamHttp), Error> {
@@ -206,17 +190,10 @@ const ENVOY_LIMIT: u32 = 1024;
 const ENVOY_RETRY_LIMIT: u32 = 3;
 /// Envoy's default, in percent (`CommonLbConfig.healthy_panic_threshold`).
 const ENVOY_PANIC: u32 = 50;
-/// Envoy's default (`OutlierDetection.consecutive_5xx`).
-const ENVOY_CONSECUTIVE: u32 = 5;
-/// Envoy's default (`OutlierDetection.base_ejection_time`).
-const ENVOY_BASE_EJECTION: Duration = Duration::from_secs(30);
-/// Envoy's default (`OutlierDetection.max_ejection_time`).
-const ENVOY_MAX_EJECTION: Duration = Duration::from_secs(300);
-/// Envoy's default, in percent (`OutlierDetection.max_ejection_percent`).
-const ENVOY_MAX_EJECTION_PERCENT: u32 = 10;
 
 #[cfg(test)]
 mod tests {
+    use envoy_types::pb::envoy::config::cluster::v3::OutlierDetection;
     use prost::Message;
 
     use envoy_types::pb::envoy::config::cluster::v3::cluster::LbPolicy;

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::rbac;
 use super::read::{self, Error, Within, at_most};
-use crate::balance::{breaker, outlier};
+use crate::balance::breaker;
 use crate::tables::cluster::{LoadBalancing, Settings, UpstreamHttp};
 use crate::tables::listener::Protocol;
 use crate::tables::{Egress, Inbound, Mesh, Port, TlsMode};
@@ -69,20 +69,9 @@ struct SettingsFacts {
     pending: u32,
     requests: u32,
     retries: u32,
-    outlier: Option<OutlierFacts>,
     retry_budget_percent: u32,
     retry_budget_floor: u32,
     upstream_http: UpstreamHttpFact,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct OutlierFacts {
-    consecutive_failures: u32,
-    base_ejection_nanos: u64,
-    max_ejection_nanos: u64,
-    max_ejected_percent: u32,
-    panic_percent: u32,
 }
 
 #[derive(Deserialize)]
@@ -150,7 +139,7 @@ impl From<TlsFact> for TlsMode {
 impl From<SettingsFacts> for Settings {
     fn from(facts: SettingsFacts) -> Self {
         Self {
-            // There is one application.
+            // There is one application: nothing to choose, and none to take out.
             policy: LoadBalancing::P2cEwma,
             connect_timeout: Duration::from_nanos(facts.connect_timeout_nanos),
             idle_timeout: Duration::from_nanos(facts.idle_timeout_nanos),
@@ -160,13 +149,7 @@ impl From<SettingsFacts> for Settings {
                 requests: facts.requests,
                 retries: facts.retries,
             },
-            outlier: facts.outlier.map(|outlier| outlier::Settings {
-                consecutive_failures: outlier.consecutive_failures,
-                base_ejection: Duration::from_nanos(outlier.base_ejection_nanos),
-                max_ejection: Duration::from_nanos(outlier.max_ejection_nanos),
-                max_ejected_percent: outlier.max_ejected_percent,
-                panic_percent: outlier.panic_percent,
-            }),
+            outlier: None,
             retry_budget_percent: facts.retry_budget_percent,
             retry_budget_floor: facts.retry_budget_floor,
             upstream_http: match facts.upstream_http {

@@ -25,6 +25,7 @@ pub mod endpoints;
 mod headers;
 pub mod inbound;
 pub mod listener;
+mod outlier;
 mod rbac;
 mod read;
 mod retry;

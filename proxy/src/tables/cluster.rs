@@ -129,6 +129,8 @@ pub struct ClusterState {
     pub breaker: breaker::Counts,
     /// Endpoints ejected now; written by `balance::outlier`.
     pub ejected: AtomicU32,
+    /// [`Millis`](super::Millis) at which the interval of `balance::outlier` ends; 0: none has begun.
+    pub window_ends: AtomicU64,
     /// [`Millis`](super::Millis) up to which one of its endpoints is leaving; written by `balance::leaving`.
     pub leaving_until: AtomicU64,
     /// Next position of round robin.
@@ -211,13 +213,20 @@ pub struct EndpointState {
     pub outlier: outlier::State,
     /// [`Millis`](super::Millis) up to which it is leaving; 0: it never said so. Written by `balance::leaving`.
     pub leaving_until: AtomicU64,
+    /// [`Millis`](super::Millis) up to which it wants to be left alone; 0: it never said so. Written by `balance::leaving`.
+    pub resting_until: AtomicU64,
 }
 
 impl Default for EndpointState {
     fn default() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { id, outlier: outlier::State::default(), leaving_until: AtomicU64::new(0) }
+        Self {
+            id,
+            outlier: outlier::State::default(),
+            leaving_until: AtomicU64::new(0),
+            resting_until: AtomicU64::new(0),
+        }
     }
 }
 

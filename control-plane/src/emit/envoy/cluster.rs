@@ -4,14 +4,13 @@
 //! becomes the other because a handshake failed.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::thresholds::RetryBudget;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy, TransportSocketMatch,
 };
-use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as PbCluster, OutlierDetection};
+use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as PbCluster};
 use envoy_types::pb::envoy::config::core::v3::BindConfig;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
@@ -22,7 +21,7 @@ use envoy_types::pb::google::protobuf::Any;
 use heddle_xds::resource::Resource;
 
 use super::{Settings as EnvoySettings, http, tls};
-use crate::emit::{balancing, pb};
+use crate::emit::{balancing, outlier, pb};
 use crate::model::{Cluster, Outlier, Settings, SpiffeId, UpstreamHttp};
 
 /// A cluster whose endpoints are asked for by its name.
@@ -31,7 +30,7 @@ pub fn eds(cluster: &Cluster, settings: &EnvoySettings) -> Resource {
         cluster_discovery_type: discovery(DiscoveryType::Eds),
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(pb::ads()), service_name: String::new() }),
         transport_socket_matches: mutual_tls(cluster, settings),
-        outlier_detection: cluster.settings.outlier.map(outlier),
+        outlier_detection: cluster.settings.outlier.map(outlier::detection),
         common_lb_config: Some(panic_threshold(cluster.settings.outlier)),
         ..base(cluster.name.as_str(), &cluster.settings, balancing::balanced(&cluster.settings.load_balancing))
     };
@@ -131,22 +130,6 @@ fn protocol(settings: &Settings) -> Any {
     })
 }
 
-/// Failures in a row eject, of whatever origin; Envoy's statistical detectors stay off.
-fn outlier(outlier: Outlier) -> OutlierDetection {
-    OutlierDetection {
-        consecutive_5xx: Some(pb::uint32(outlier.consecutive_failures)),
-        enforcing_consecutive_5xx: Some(pb::uint32(100)),
-        enforcing_consecutive_gateway_failure: Some(pb::uint32(0)),
-        enforcing_success_rate: Some(pb::uint32(0)),
-        enforcing_failure_percentage: Some(pb::uint32(0)),
-        interval: Some(pb::duration(OUTLIER_INTERVAL)),
-        base_ejection_time: Some(pb::duration(outlier.base_ejection)),
-        max_ejection_time: Some(pb::duration(outlier.max_ejection.max(outlier.base_ejection))),
-        max_ejection_percent: Some(pb::uint32(outlier.max_ejected_percent.min(100))),
-        ..OutlierDetection::default()
-    }
-}
-
 /// Without ejection nothing is ignored: Envoy's default of 50 % would send requests to draining endpoints.
 fn panic_threshold(outlier: Option<Outlier>) -> CommonLbConfig {
     let percent = outlier.map_or(0, |outlier| outlier.panic_percent.min(100));
@@ -159,5 +142,3 @@ fn discovery(kind: DiscoveryType) -> Option<ClusterDiscoveryType> {
 
 /// Where Envoy looks for a cluster's HTTP options.
 const PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-/// How often Envoy looks whether an ejection is over; chosen: well below the shortest ejection that makes sense.
-const OUTLIER_INTERVAL: Duration = Duration::from_secs(1);

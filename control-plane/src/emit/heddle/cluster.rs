@@ -2,7 +2,7 @@
 //!
 //! `lb_policy` `LEAST_REQUEST` alone stands for the sidecar's own default, P2C with peak EWMA: Envoy's is the better of two random
 //! endpoints too, by requests in flight alone. `max_retries` and `retry_budget` both count in the sidecar; Envoy takes
-//! the budget where there is one. Facts: service, sources.
+//! the budget where there is one. Facts: service, the latency that ejects, sources.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::thresholds::R
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, TransportSocketMatch,
 };
-use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as PbCluster, OutlierDetection};
+use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as PbCluster};
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use envoy_types::pb::envoy::config::core::v3::{
     Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonHttpOptions, TransportSocket,
@@ -30,9 +30,9 @@ use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use heddle_xds::resource::Resource;
 use serde::Serialize;
 
-use crate::emit::{balancing, pb};
+use crate::emit::{balancing, outlier, pb};
 use crate::model::cluster::Settings;
-use crate::model::{Cluster, Outlier, ServiceName, SourceRef, SpiffeId, UpstreamHttp};
+use crate::model::{Cluster, ServiceName, SourceRef, SpiffeId, UpstreamHttp};
 
 /// A cluster whose endpoints come under its own name.
 pub fn cluster(cluster: &Cluster) -> Resource {
@@ -43,7 +43,7 @@ pub fn cluster(cluster: &Cluster) -> Resource {
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(pb::ads()), service_name: String::new() }),
         connect_timeout: Some(pb::duration(settings.connect_timeout)),
         circuit_breakers: Some(circuit_breakers(settings)),
-        outlier_detection: settings.outlier.as_ref().map(outlier_detection),
+        outlier_detection: settings.outlier.map(outlier::detection),
         common_lb_config: settings.outlier.as_ref().map(|outlier| CommonLbConfig {
             healthy_panic_threshold: Some(pb::percent(outlier.panic_percent)),
             ..CommonLbConfig::default()
@@ -53,7 +53,11 @@ pub fn cluster(cluster: &Cluster) -> Resource {
             pb::any(&http_options(settings)),
         )]),
         transport_socket_matches: mutual_tls(&cluster.identities).into_iter().collect(),
-        metadata: Some(pb::facts(&Facts { service: cluster.service.as_ref(), sources: &cluster.sources })),
+        metadata: Some(pb::facts(&Facts {
+            service: cluster.service.as_ref(),
+            outlier_latency_percent: settings.outlier.and_then(|outlier| outlier.statistics?.latency_percent),
+            sources: &cluster.sources,
+        })),
         ..balancing::balanced(&settings.load_balancing)
     };
     Resource::encode(cluster.name.shared(), &message, pb::sources(&cluster.sources))
@@ -61,9 +65,12 @@ pub fn cluster(cluster: &Cluster) -> Resource {
 
 /// What Envoy has no field for.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Facts<'m> {
     #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<&'m ServiceName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outlier_latency_percent: Option<u32>,
     sources: &'m [SourceRef],
 }
 
@@ -82,16 +89,6 @@ fn circuit_breakers(settings: &Settings) -> CircuitBreakers {
         ..Thresholds::default()
     };
     CircuitBreakers { thresholds: vec![threshold], ..CircuitBreakers::default() }
-}
-
-fn outlier_detection(outlier: &Outlier) -> OutlierDetection {
-    OutlierDetection {
-        consecutive_5xx: Some(pb::uint32(outlier.consecutive_failures)),
-        base_ejection_time: Some(pb::duration(outlier.base_ejection)),
-        max_ejection_time: Some(pb::duration(outlier.max_ejection)),
-        max_ejection_percent: Some(pb::uint32(outlier.max_ejected_percent)),
-        ..OutlierDetection::default()
-    }
 }
 
 fn http_options(settings: &Settings) -> HttpProtocolOptions {

@@ -63,7 +63,7 @@ struct ChainFacts<'m> {
     settings: SettingsFacts,
 }
 
-/// [`Settings`] in numbers, so that nothing is lost to rounding.
+/// [`Settings`] that mean something towards one application, in numbers, so that nothing is lost to rounding.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct SettingsFacts {
@@ -75,21 +75,9 @@ struct SettingsFacts {
     pending: u32,
     requests: u32,
     retries: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    outlier: Option<OutlierFacts>,
     retry_budget_percent: u32,
     retry_budget_floor: u32,
     upstream_http: UpstreamHttp,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct OutlierFacts {
-    consecutive_failures: u32,
-    base_ejection_nanos: u64,
-    max_ejection_nanos: u64,
-    max_ejected_percent: u32,
-    panic_percent: u32,
 }
 
 fn chain(name: String, port: &InboundPort) -> FilterChain {
@@ -116,13 +104,6 @@ fn settings(settings: &Settings) -> SettingsFacts {
         pending: settings.limits.pending,
         requests: settings.limits.requests,
         retries: settings.limits.retries,
-        outlier: settings.outlier.as_ref().map(|outlier| OutlierFacts {
-            consecutive_failures: outlier.consecutive_failures,
-            base_ejection_nanos: nanos(outlier.base_ejection),
-            max_ejection_nanos: nanos(outlier.max_ejection),
-            max_ejected_percent: outlier.max_ejected_percent,
-            panic_percent: outlier.panic_percent,
-        }),
         retry_budget_percent: settings.retry_budget.percent,
         retry_budget_floor: settings.retry_budget.floor,
         upstream_http: settings.upstream_http,

@@ -366,7 +366,7 @@ fn an_ejected_endpoint_that_leaves_is_not_counted_any_more() {
     };
     let failing = cluster.endpoints.load().endpoints[0].clone();
     for _ in 0..settings.consecutive_failures {
-        outlier::failure(&cluster, &failing, Millis(5));
+        outlier::note(&cluster, &failing, outlier::Outcome::NoResponse, None, Millis(5));
     }
     assert_eq!(cluster.state.ejected.load(Ordering::Relaxed), 1);
 
