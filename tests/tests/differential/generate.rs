@@ -358,8 +358,8 @@ impl Generator {
             "targetRefs": [{ "group": "", "kind": "Service", "name": service }],
             "outlierDetection": { "maxEjectionPercent": 0 },
         });
-        if self.chance(30) {
-            spec["loadBalancing"] = json!({ "policy": self.one(&["P2CEWMA", "RoundRobin"]) });
+        if self.chance(80) {
+            spec["loadBalancing"] = self.load_balancing();
         }
         if self.chance(20) {
             spec["connectTimeout"] = json!("1s");
@@ -370,6 +370,26 @@ impl Generator {
         }
         self.retry_and_timeouts(&mut spec);
         object(OURS, "TrafficPolicy", service, spec)
+    }
+
+    /// The client's address is left out: it is all that the two clients do not share.
+    fn load_balancing(&mut self) -> Value {
+        let policy = self.one(&["P2CEWMA", "LeastRequest", "RoundRobin", "Random", "RingHash", "Maglev"]);
+        let mut balancing = json!({ "policy": policy });
+        if ["RingHash", "Maglev"].contains(&policy) {
+            let hash_on: Vec<_> = (0..self.rng.usize(1..=2)).map(|_| self.hash_on()).collect();
+            balancing["hashOn"] = json!(hash_on);
+        }
+        balancing
+    }
+
+    fn hash_on(&mut self) -> Value {
+        match self.rng.u32(..4) {
+            0 => json!({ "type": "Header", "name": self.one(&["x-one", "X-Two"]) }),
+            1 => json!({ "type": "Cookie", "name": self.one(&["Cart", "other"]) }),
+            2 => json!({ "type": "QueryParam", "name": self.one(&["q", "r"]) }),
+            _ => json!({ "type": "Path" }),
+        }
     }
 
     fn route_policy(&mut self) -> Value {

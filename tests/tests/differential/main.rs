@@ -223,7 +223,7 @@ const MUTANTS: usize = 20;
 /// How often each field must occur in a run of [`CASES`].
 const LEAST: u32 = 20;
 /// What must occur at all: a generator that forgets one would not be missed otherwise.
-const FIELDS: [&str; 31] = [
+const FIELDS: [&str; 39] = [
     "HTTPRoute.rules.matches.path.type=Exact",
     "HTTPRoute.rules.matches.path.type=PathPrefix",
     "HTTPRoute.rules.matches.path.type=RegularExpression",
@@ -243,7 +243,15 @@ const FIELDS: [&str; 31] = [
     "HTTPRoute.rules.sessionPersistence.type=Header",
     "HTTPRoute.rules.sessionPersistence.cookieConfig.lifetimeType",
     "TrafficPolicy.retry.perTryTimeout",
+    "TrafficPolicy.loadBalancing.policy=LeastRequest",
     "TrafficPolicy.loadBalancing.policy=RoundRobin",
+    "TrafficPolicy.loadBalancing.policy=Random",
+    "TrafficPolicy.loadBalancing.policy=RingHash",
+    "TrafficPolicy.loadBalancing.policy=Maglev",
+    "TrafficPolicy.loadBalancing.hashOn.type=Header",
+    "TrafficPolicy.loadBalancing.hashOn.type=Cookie",
+    "TrafficPolicy.loadBalancing.hashOn.type=QueryParam",
+    "TrafficPolicy.loadBalancing.hashOn.type=Path",
     "AuthorizationPolicy.action=DENY",
     "AuthorizationPolicy.rules.from.principals",
     "GRPCRoute.rules.matches.method.type=Exact",
