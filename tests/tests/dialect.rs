@@ -418,7 +418,10 @@ fn a_workload_s_inbound_side_arrives() {
     assert_eq!(port.service, Some(service_name("shop", "cart")));
     // There is one application: nothing to choose, and none to take out.
     let policy = tables::cluster::LoadBalancing::P2cEwma;
-    assert_eq!(port.settings, tables::cluster::Settings { policy, outlier: None, ..expected_settings(&settings()) });
+    assert_eq!(
+        port.settings,
+        tables::cluster::Settings { policy, slow_start: None, outlier: None, ..expected_settings(&settings()) }
+    );
     let port = inbound.port(9090);
     assert_eq!((port.protocol, port.tls), (tables::Protocol::Tcp, tables::TlsMode::Disable));
     let other = inbound.port(1);
@@ -660,6 +663,7 @@ fn shown(values: &[impl Debug]) -> Vec<String> {
 fn settings() -> Settings {
     Settings {
         load_balancing: model::LoadBalancing::RoundRobin,
+        slow_start: Some(Duration::from_secs(45)),
         connect_timeout: Duration::from_millis(1_250),
         idle_timeout: Duration::from_millis(31_500),
         limits: Limits { connections: 1, pending: 2, requests: 3, retries: 4 },
@@ -725,6 +729,10 @@ fn expected_settings(from: &Settings) -> tables::cluster::Settings {
             model::LoadBalancing::RingHash(on) => tables::cluster::LoadBalancing::RingHash(hash_on(on)),
             model::LoadBalancing::Maglev(on) => tables::cluster::LoadBalancing::Maglev(hash_on(on)),
         },
+        slow_start: from.slow_start.filter(|_| {
+            use model::LoadBalancing::{LeastRequest, P2cEwma, RoundRobin};
+            matches!(from.load_balancing, P2cEwma | LeastRequest | RoundRobin)
+        }),
         connect_timeout: from.connect_timeout,
         idle_timeout: from.idle_timeout,
         limits: heddle_proxy::balance::breaker::Limits {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::FieldError;
+use super::{Duration, FieldError};
 
 /// How an endpoint is chosen.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +19,10 @@ pub struct LoadBalancing {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub hash_on: Vec<HashOn>,
+    /// For `P2CEWMA`, `LeastRequest` and `RoundRobin`: over how long the share of a new endpoint grows from a tenth to its whole;
+    /// above 0. Default: none, a new endpoint has its whole share at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<Duration>,
 }
 
 /// Names of the balancing policies.
@@ -87,6 +91,14 @@ impl LoadBalancing {
             let remedy = format!("give at most {MAX_HASH_ON}");
             found.push(FieldError::new(field, format!("{} entries", self.hash_on.len()), remedy));
         }
+        if self.slow_start.is_some_and(Duration::is_zero) {
+            found.push(FieldError::new("spec.loadBalancing.slowStart", "0s", "give a length above 0, or leave it out"));
+        }
+        if hashing || self.policy == LoadBalancingPolicy::Random {
+            let remedy = format!("leave it out: with {:?} every endpoint has its whole share at once", self.policy);
+            let given = self.slow_start.map(|length| FieldError::new("spec.loadBalancing.slowStart", length, remedy));
+            found.extend(given);
+        }
         for (at, hash_on) in self.hash_on.iter().enumerate() {
             hash_on.check(&format!("{field}[{at}].name"), found);
         }
@@ -130,7 +142,7 @@ mod tests {
         let errors = |policy, hash_on: &[(HashOnType, Option<&str>)]| {
             let hash_on = hash_on.iter().map(|(kind, name)| HashOn { r#type: *kind, name: name.map(str::to_owned) });
             let mut found = Vec::new();
-            LoadBalancing { policy, hash_on: hash_on.collect() }.check(&mut found);
+            LoadBalancing { policy, hash_on: hash_on.collect(), slow_start: None }.check(&mut found);
             found.into_iter().map(|error| error.field).collect::<Vec<_>>()
         };
         let maglev = LoadBalancingPolicy::Maglev;
@@ -145,6 +157,15 @@ mod tests {
         ];
         let at = |index: usize| format!("spec.loadBalancing.hashOn[{index}].name");
         assert_eq!(errors(maglev, &wrong), (0..5).map(at).collect::<Vec<_>>());
+        let slow = |policy, length: &str| {
+            let mut found = Vec::new();
+            let slow_start = Some(length.parse().unwrap());
+            LoadBalancing { policy, hash_on: Vec::new(), slow_start }.check(&mut found);
+            found.into_iter().map(|error| error.field).collect::<Vec<_>>()
+        };
+        assert!(slow(LoadBalancingPolicy::RoundRobin, "30s").is_empty());
+        assert_eq!(slow(LoadBalancingPolicy::RoundRobin, "0s"), ["spec.loadBalancing.slowStart"]);
+        assert_eq!(slow(LoadBalancingPolicy::Random, "30s"), ["spec.loadBalancing.slowStart"]);
         let right =
             [(HashOnType::Header, Some("X-User")), (HashOnType::QueryParam, Some("a b")), (HashOnType::Path, None)];
         assert!(errors(maglev, &right).is_empty());

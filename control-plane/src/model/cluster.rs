@@ -32,6 +32,9 @@ pub struct Cluster {
 pub struct Settings {
     /// How an endpoint is chosen.
     pub load_balancing: LoadBalancing,
+    /// Over how long the share of a new endpoint grows; `None`: it is whole at once.
+    #[serde(serialize_with = "duration::optional", skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<Duration>,
     /// How long a TCP connection with its TLS handshake may take.
     #[serde(serialize_with = "duration::text")]
     pub connect_timeout: Duration,
@@ -175,6 +178,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             load_balancing: LoadBalancing::P2cEwma,
+            slow_start: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             idle_timeout: DEFAULT_IDLE_TIMEOUT,
             limits: Limits::default(),

@@ -57,6 +57,10 @@ impl Traffic {
             load_balancing: self
                 .first(|policy| policy.spec.load_balancing.as_ref().map(load_balancing))
                 .unwrap_or(defaults.load_balancing),
+            slow_start: self
+                .first(|policy| policy.spec.load_balancing.as_ref())
+                .and_then(|balancing| balancing.slow_start)
+                .map(|length| length.get()),
             connect_timeout: self
                 .first(|policy| policy.spec.connect_timeout)
                 .map_or(defaults.connect_timeout, |length| length.get()),
@@ -131,7 +135,7 @@ impl Traffic {
         })
     }
 
-    fn first<T>(&self, field: impl Fn(&TrafficPolicy) -> Option<T>) -> Option<T> {
+    fn first<'p, T>(&'p self, field: impl Fn(&'p TrafficPolicy) -> Option<T>) -> Option<T> {
         self.0.iter().find_map(|policy| field(policy))
     }
 }

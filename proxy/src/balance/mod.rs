@@ -78,6 +78,11 @@ pub enum Nothing {
     AllEjected,
 }
 
+/// With which part of its share a new endpoint begins: Envoy's `min_weight_percent`.
+const FIRST_SHARE: f64 = 0.1;
+/// How often new endpoints are passed over for one request. Chosen: where all are new, one in five requests comes so far.
+const MAX_PASSED_OVER: usize = 16;
+
 /// One moment of one worker.
 pub struct View<'w> {
     /// The worker's loads.
@@ -134,6 +139,25 @@ fn prefer(candidates: &mut Vec<Arc<Endpoint>>, preferred: impl Fn(&Endpoint) -> 
 
 /// `among` are some of the set's active endpoints, at least one: both callers have checked.
 fn choose<'e>(
+    cluster: &Cluster,
+    set: &'e EndpointSet,
+    among: &'e [Arc<Endpoint>],
+    view: &mut View<'_>,
+) -> &'e Arc<Endpoint> {
+    let mut chosen = by_policy(cluster, set, among, view);
+    let Some(window) = cluster.settings.slow_start else { return chosen };
+    // A new endpoint is passed over as often as its share is not there yet.
+    for _ in 0..MAX_PASSED_OVER {
+        let share = view.now.saturating_duration_since(chosen.state.since).div_duration_f64(window);
+        if share >= 1.0 || view.rng.f64() < share.max(FIRST_SHARE) {
+            break;
+        }
+        chosen = by_policy(cluster, set, among, view);
+    }
+    chosen
+}
+
+fn by_policy<'e>(
     cluster: &Cluster,
     set: &'e EndpointSet,
     among: &'e [Arc<Endpoint>],
@@ -234,7 +258,7 @@ fn at_position(among: &[Arc<Endpoint>], total: u64, mut position: u64) -> &Arc<E
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::cluster::{EndpointTls, Settings};
+    use crate::tables::cluster::{EndpointState, EndpointTls, Settings};
 
     fn cluster(policy: LoadBalancing, weights: &[u32]) -> Cluster {
         let endpoints = weights.iter().enumerate().map(|(i, weight)| {
@@ -351,6 +375,40 @@ mod tests {
         };
         assert!((400..500).contains(&share_of_slower(11)), "{}", share_of_slower(11));
         assert!((150..250).contains(&share_of_slower(20)), "{}", share_of_slower(20));
+    }
+
+    #[test]
+    fn the_share_of_a_new_endpoint_grows_from_a_tenth() {
+        for policy in [LoadBalancing::RoundRobin, LoadBalancing::P2cEwma, LoadBalancing::LeastRequest] {
+            let mut cluster = cluster(policy, &[1, 1]);
+            cluster.settings.slow_start = Some(Duration::from_secs(100));
+            let set = cluster.endpoints.load();
+            let old = set.endpoints[0].state.since;
+            let mut new = EndpointState::default();
+            new.since = old + Duration::from_secs(1000);
+            let replaced = Endpoint {
+                address: set.endpoints[1].address,
+                tls: EndpointTls::Plaintext,
+                weight: 1,
+                draining: false,
+                workload: "".into(),
+                state: Arc::new(new),
+            };
+            let endpoints = vec![set.endpoints[0].clone(), Arc::new(replaced)];
+            cluster.endpoints = EndpointSet::new(endpoints).into_swap();
+            let share_after = |seconds: u32| {
+                let mut rng = fastrand::Rng::with_seed(7);
+                let now = old + Duration::from_secs(1000 + u64::from(seconds));
+                let loads = Loads::default();
+                let mut view = View { loads: &loads, rng: &mut rng, now, now_ms: Millis(0), hash: None };
+                let picks = (0..4000).filter(|_| pick(&cluster, &[], &mut view).unwrap().id() != set.endpoints[0].id());
+                picks.count() as f64 / 4000.0
+            };
+            for (seconds, share) in [(0, 0.1 / 1.1), (50, 0.5 / 1.5), (100, 0.5)] {
+                let found = share_after(seconds);
+                assert!((found - share).abs() < 0.03, "after {seconds} s: {found} instead of {share}");
+            }
+        }
     }
 
     #[test]

@@ -1,16 +1,17 @@
 //! How a cluster chooses endpoints: `load_balancing_policy`, else `lb_policy`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as PbCluster;
-use envoy_types::pb::envoy::config::cluster::v3::cluster::LbPolicy;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{LbConfig, LbPolicy, SlowStartConfig};
 use envoy_types::pb::envoy::config::route::v3::route_action::HashPolicy;
 use envoy_types::pb::envoy::config::route::v3::route_action::hash_policy::PolicySpecifier;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::common::v3::ConsistentHashingLbConfig;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::least_request::v3::LeastRequest;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::maglev::v3::Maglev;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::RingHash;
-use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::google::protobuf::{Any, Duration as PbDuration};
 use prost::Name;
 
 use super::read::{self, Error, Within, at_most};
@@ -32,6 +33,29 @@ pub(super) fn read(message: &PbCluster) -> Result<LoadBalancing, Error> {
             Err(Error::new("lb_policy", reason))
         }
     }
+}
+
+/// Over how long a new endpoint's share grows.
+pub(super) fn slow_start(message: &PbCluster) -> Result<Option<Duration>, Error> {
+    let window = match (&message.load_balancing_policy, &message.lb_config) {
+        (Some(several), _) => {
+            let first = several.policies.first().and_then(|policy| policy.typed_extension_config.as_ref());
+            let any = first.and_then(|extension| extension.typed_config.as_ref());
+            let least: Option<LeastRequest> = any
+                .filter(|any| any.type_url == LeastRequest::type_url())
+                .map(|any| read::unpack(Some(any)))
+                .transpose()?;
+            least.and_then(|least| least.slow_start_config?.slow_start_window)
+        }
+        (None, Some(LbConfig::LeastRequestLbConfig(config))) => window(config.slow_start_config.as_ref()),
+        (None, Some(LbConfig::RoundRobinLbConfig(config))) => window(config.slow_start_config.as_ref()),
+        (None, _) => None,
+    };
+    window.map(|window| read::positive(Some(&window), Duration::ZERO)).transpose().within("slow_start_window")
+}
+
+fn window(config: Option<&SlowStartConfig>) -> Option<PbDuration> {
+    config?.slow_start_window
 }
 
 fn extension(any: Option<&Any>) -> Result<LoadBalancing, Error> {

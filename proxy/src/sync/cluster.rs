@@ -80,6 +80,7 @@ fn settings(message: &PbCluster, facts: &Facts) -> Result<Settings, Error> {
     let (idle_timeout, upstream_http) = http_options(message)?;
     Ok(Settings {
         policy: balancing::read(message)?,
+        slow_start: balancing::slow_start(message)?,
         connect_timeout: read::positive(message.connect_timeout.as_ref(), ENVOY_CONNECT_TIMEOUT)
             .within("connect_timeout")?,
         idle_timeout,

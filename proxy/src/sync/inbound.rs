@@ -141,6 +141,7 @@ impl From<SettingsFacts> for Settings {
         Self {
             // There is one application: nothing to choose, and none to take out.
             policy: LoadBalancing::P2cEwma,
+            slow_start: None,
             connect_timeout: Duration::from_nanos(facts.connect_timeout_nanos),
             idle_timeout: Duration::from_nanos(facts.idle_timeout_nanos),
             limits: breaker::Limits {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::HeaderName;
@@ -38,6 +38,8 @@ pub struct Cluster {
 pub struct Settings {
     /// How an endpoint is chosen.
     pub policy: LoadBalancing,
+    /// Over how long the share of a new endpoint grows; `None`: it is whole at once.
+    pub slow_start: Option<Duration>,
     /// How long a TCP connection with its TLS handshake may take.
     pub connect_timeout: Duration,
     /// How long an idle HTTP/1 connection is kept for reuse.
@@ -58,6 +60,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             policy: LoadBalancing::P2cEwma,
+            slow_start: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             idle_timeout: DEFAULT_IDLE_TIMEOUT,
             limits: breaker::Limits::default(),
@@ -209,6 +212,8 @@ pub enum EndpointTls {
 #[derive(Debug)]
 pub struct EndpointState {
     id: u64,
+    /// When it was announced first.
+    pub since: Instant,
     /// Written by `balance::outlier` as results come in.
     pub outlier: outlier::State,
     /// [`Millis`](super::Millis) up to which it is leaving; 0: it never said so. Written by `balance::leaving`.
@@ -223,6 +228,7 @@ impl Default for EndpointState {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Self {
             id,
+            since: Instant::now(),
             outlier: outlier::State::default(),
             leaving_until: AtomicU64::new(0),
             resting_until: AtomicU64::new(0),

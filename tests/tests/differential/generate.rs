@@ -358,6 +358,17 @@ impl Generator {
             "targetRefs": [{ "group": "", "kind": "Service", "name": service }],
             "outlierDetection": { "maxEjectionPercent": 0 },
         });
+        for (field, value) in [
+            ("consecutiveFailures", 3),
+            ("consecutiveGatewayErrors", 3),
+            ("consecutiveLocalOriginFailures", 3),
+            ("successRateStdevFactor", 1900),
+            ("latencyPercent", 300),
+        ] {
+            if self.chance(10) {
+                spec["outlierDetection"][field] = json!(value);
+            }
+        }
         if self.chance(80) {
             spec["loadBalancing"] = self.load_balancing();
         }
@@ -379,6 +390,8 @@ impl Generator {
         if ["RingHash", "Maglev"].contains(&policy) {
             let hash_on: Vec<_> = (0..self.rng.usize(1..=2)).map(|_| self.hash_on()).collect();
             balancing["hashOn"] = json!(hash_on);
+        } else if policy != "Random" && self.chance(30) {
+            balancing["slowStart"] = json!("10s");
         }
         balancing
     }
@@ -426,7 +439,7 @@ impl Generator {
             2 => spec["targetRefs"] = json!([{ "group": "", "kind": "Service", "name": self.one(&SERVICES) }]),
             _ => spec["targetRefs"] = json!([{ "group": "", "kind": "ServiceAccount", "name": self.one(&SERVICES) }]),
         }
-        if self.chance(10) {
+        if self.chance(20) {
             spec["dryRun"] = json!(true);
         }
         let rules: Vec<_> = (0..self.rng.usize(1..=2)).map(|_| self.policy_rule()).collect();

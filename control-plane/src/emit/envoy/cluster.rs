@@ -32,7 +32,7 @@ pub fn eds(cluster: &Cluster, settings: &EnvoySettings) -> Resource {
         transport_socket_matches: mutual_tls(cluster, settings),
         outlier_detection: cluster.settings.outlier.map(outlier::detection),
         common_lb_config: Some(panic_threshold(cluster.settings.outlier)),
-        ..base(cluster.name.as_str(), &cluster.settings, balancing::balanced(&cluster.settings.load_balancing))
+        ..base(cluster.name.as_str(), &cluster.settings, balancing::balanced(&cluster.settings))
     };
     Resource::encode(cluster.name.shared(), &message, pb::sources(&cluster.sources))
 }

@@ -58,7 +58,7 @@ pub fn cluster(cluster: &Cluster) -> Resource {
             outlier_latency_percent: settings.outlier.and_then(|outlier| outlier.statistics?.latency_percent),
             sources: &cluster.sources,
         })),
-        ..balancing::balanced(&settings.load_balancing)
+        ..balancing::balanced(settings)
     };
     Resource::encode(cluster.name.shared(), &message, pb::sources(&cluster.sources))
 }
