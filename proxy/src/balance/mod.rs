@@ -148,7 +148,9 @@ fn choose<'e>(
     let Some(window) = cluster.settings.slow_start else { return chosen };
     // A new endpoint is passed over as often as its share is not there yet.
     for _ in 0..MAX_PASSED_OVER {
-        let share = view.now.saturating_duration_since(chosen.state.since).div_duration_f64(window);
+        let since = chosen.state.since;
+        let age = Duration::from_millis(view.now_ms.0.saturating_sub(since.0));
+        let share = if since == Millis::default() { 1.0 } else { age.div_duration_f64(window) };
         if share >= 1.0 || view.rng.f64() < share.max(FIRST_SHARE) {
             break;
         }
@@ -383,24 +385,21 @@ mod tests {
             let mut cluster = cluster(policy, &[1, 1]);
             cluster.settings.slow_start = Some(Duration::from_secs(100));
             let set = cluster.endpoints.load();
-            let old = set.endpoints[0].state.since;
-            let mut new = EndpointState::default();
-            new.since = old + Duration::from_secs(1000);
             let replaced = Endpoint {
                 address: set.endpoints[1].address,
                 tls: EndpointTls::Plaintext,
                 weight: 1,
                 draining: false,
                 workload: "".into(),
-                state: Arc::new(new),
+                state: Arc::new(EndpointState::appeared(Millis(1_000_000))),
             };
             let endpoints = vec![set.endpoints[0].clone(), Arc::new(replaced)];
             cluster.endpoints = EndpointSet::new(endpoints).into_swap();
             let share_after = |seconds: u32| {
                 let mut rng = fastrand::Rng::with_seed(7);
-                let now = old + Duration::from_secs(1000 + u64::from(seconds));
+                let now_ms = Millis(1_000_000 + 1_000 * u64::from(seconds));
                 let loads = Loads::default();
-                let mut view = View { loads: &loads, rng: &mut rng, now, now_ms: Millis(0), hash: None };
+                let mut view = View { loads: &loads, rng: &mut rng, now: Instant::now(), now_ms, hash: None };
                 let picks = (0..4000).filter(|_| pick(&cluster, &[], &mut view).unwrap().id() != set.endpoints[0].id());
                 picks.count() as f64 / 4000.0
             };

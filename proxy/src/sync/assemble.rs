@@ -207,7 +207,7 @@ impl Core {
                 let parsed = endpoints::parse(name, bytes)?;
                 let entry = self.clusters.entry(name.clone()).or_default();
                 if let Some(live) = &entry.live {
-                    live.endpoints.store(Arc::new(next_endpoints(live, &parsed, &live.identities)));
+                    live.endpoints.store(Arc::new(next_endpoints(live, &parsed, &live.identities, now)));
                 }
                 let was_answered = entry.endpoints.is_answered();
                 entry.endpoints = Told::Is(parsed);

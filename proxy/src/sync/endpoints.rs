@@ -11,6 +11,7 @@ use envoy_types::pb::google::protobuf::value;
 use serde::Deserialize;
 
 use super::read::{self, Error, Within};
+use crate::tables::Millis;
 use crate::tables::cluster::{Endpoint, EndpointSet, EndpointState, EndpointTls};
 
 /// The endpoints of one cluster, each address once.
@@ -67,10 +68,11 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, Error> {
 }
 
 /// What the data path reads: identities of the cluster filled in, states of `before` kept where an endpoint has the
-/// same address and is spoken to in the same way.
-pub fn set(parsed: &Parsed, identities: &Arc<[Arc<str>]>, before: Option<&EndpointSet>) -> EndpointSet {
+/// same address and is spoken to in the same way. Others are new at the moment given with `before`.
+pub fn set(parsed: &Parsed, identities: &Arc<[Arc<str>]>, before: Option<(&EndpointSet, Millis)>) -> EndpointSet {
+    let now = before.map_or(Millis::default(), |(_, now)| now);
     let before: HashMap<SocketAddr, &Arc<Endpoint>> =
-        before.into_iter().flat_map(|set| &set.endpoints).map(|endpoint| (endpoint.address, endpoint)).collect();
+        before.into_iter().flat_map(|(set, _)| &set.endpoints).map(|endpoint| (endpoint.address, endpoint)).collect();
     let endpoints = parsed.iter().map(|endpoint| {
         let tls = match &endpoint.tls {
             Tls::Plaintext => EndpointTls::Plaintext,
@@ -86,7 +88,7 @@ pub fn set(parsed: &Parsed, identities: &Arc<[Arc<str>]>, before: Option<&Endpoi
                 weight: endpoint.weight,
                 draining: endpoint.draining,
                 workload: endpoint.workload.clone(),
-                state: known.map_or_else(|| Arc::new(EndpointState::default()), |known| known.state.clone()),
+                state: known.map_or_else(|| Arc::new(EndpointState::appeared(now)), |known| known.state.clone()),
             }),
         }
     });
@@ -179,7 +181,7 @@ mod tests {
         let mut heavier = parsed("10.0.0.1:80", identity("a"));
         heavier.weight = 7;
 
-        let after = set(&vec![heavier, parsed("10.0.0.2:80", Tls::Plaintext)], &none(), Some(&before));
+        let after = set(&vec![heavier, parsed("10.0.0.2:80", Tls::Plaintext)], &none(), Some((&before, Millis(7))));
 
         assert_eq!(after.endpoints[0].id(), before.endpoints[0].id());
         assert_eq!(after.endpoints[0].weight, 7);
@@ -190,11 +192,13 @@ mod tests {
     fn another_identity_at_the_same_address_is_another_endpoint() {
         let before = set(&vec![parsed("10.0.0.1:80", identity("a"))], &none(), None);
 
-        let after = set(&vec![parsed("10.0.0.1:80", identity("b"))], &none(), Some(&before));
-        let plain = set(&vec![parsed("10.0.0.1:80", Tls::Plaintext)], &none(), Some(&before));
+        let after = set(&vec![parsed("10.0.0.1:80", identity("b"))], &none(), Some((&before, Millis(7))));
+        let plain = set(&vec![parsed("10.0.0.1:80", Tls::Plaintext)], &none(), Some((&before, Millis(7))));
 
         assert_ne!(after.endpoints[0].id(), before.endpoints[0].id());
         assert_ne!(plain.endpoints[0].id(), before.endpoints[0].id());
+        let since = [&before, &after].map(|set| set.endpoints[0].state.since);
+        assert_eq!(since, [Millis(0), Millis(7)], "of the first set none is new");
     }
 
     #[test]

@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::HeaderName;
 
-use super::ServiceName;
+use super::{Millis, ServiceName};
 use crate::balance::{breaker, hashed, outlier};
 
 /// Where requests for one Service port go.
@@ -212,8 +212,8 @@ pub enum EndpointTls {
 #[derive(Debug)]
 pub struct EndpointState {
     id: u64,
-    /// When it was announced first.
-    pub since: Instant,
+    /// When it was announced; 0: with its cluster.
+    pub since: Millis,
     /// Written by `balance::outlier` as results come in.
     pub outlier: outlier::State,
     /// [`Millis`](super::Millis) up to which it is leaving; 0: it never said so. Written by `balance::leaving`.
@@ -222,13 +222,20 @@ pub struct EndpointState {
     pub resting_until: AtomicU64,
 }
 
+impl EndpointState {
+    /// Of an endpoint that is new.
+    pub fn appeared(now: Millis) -> Self {
+        Self { since: now, ..Self::default() }
+    }
+}
+
 impl Default for EndpointState {
     fn default() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Self {
             id,
-            since: Instant::now(),
+            since: Millis::default(),
             outlier: outlier::State::default(),
             leaving_until: AtomicU64::new(0),
             resting_until: AtomicU64::new(0),

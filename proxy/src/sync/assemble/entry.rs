@@ -106,7 +106,8 @@ pub(super) fn is_made_from(live: &Cluster, parsed: &cluster::Parsed) -> bool {
 
 pub(super) fn make_cluster(name: &Arc<str>, parsed: &cluster::Parsed, entry: &ClusterEntry) -> Cluster {
     let endpoints = match (&entry.endpoints, &entry.live) {
-        (Told::Is(told), Some(live)) => next_endpoints(live, told, &parsed.identities),
+        // New ones were told, and taken over, before.
+        (Told::Is(told), Some(live)) => next_endpoints(live, told, &parsed.identities, Millis::default()),
         (Told::Is(told), None) => endpoints::set(told, &parsed.identities, None),
         // What is in force stays, whatever was said of its endpoints since.
         (Told::Nothing | Told::Absent, Some(live)) => EndpointSet::new(live.endpoints.load().endpoints.clone()),
@@ -127,9 +128,10 @@ pub(super) fn next_endpoints(
     cluster: &Cluster,
     parsed: &endpoints::Parsed,
     identities: &Arc<[Arc<str>]>,
+    now: Millis,
 ) -> EndpointSet {
     let before = cluster.endpoints.load();
-    let after = endpoints::set(parsed, identities, Some(&before));
+    let after = endpoints::set(parsed, identities, Some((&before, now)));
     let stay: HashSet<u64> = after.endpoints.iter().map(|endpoint| endpoint.id()).collect();
     for endpoint in before.endpoints.iter().filter(|endpoint| !stay.contains(&endpoint.id())) {
         // Asked as of the beginning of time: whether an ejection is still counted, over or not.
