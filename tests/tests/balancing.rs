@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use heddle_tests::envoy::Envoy;
 use heddle_tests::live::{LiveMesh, shop, vip};
 use heddle_tests::pods::MeshPod;
-use heddle_tests::{eventually, origin, talk};
+use heddle_tests::{PATIENCE, eventually, h2c, metrics, origin, talk};
 
 /// Chosen: that twenty keys agree by chance over four servers comes once in 10¹² times.
 const KEYS: usize = 20;
@@ -60,6 +61,38 @@ fn a_key_goes_to_the_same_endpoint_from_both_sidecars() {
         }
     }
     drop(pods);
+}
+
+#[test]
+fn a_long_lived_connection_reaches_endpoints_that_come_later() {
+    let first = shop(&[("client", 2, "client", "client"), ("api-a", 10, "api", "api")], &[("api", 1, "api")]);
+    let mesh = LiveMesh::start(&[("shop.yaml", &first)]);
+    let client = mesh.workload("client", 2, "client", 1);
+    let old = mesh.workload("api-a", 10, "api", 1);
+    origin::echo(&old, 8080, "api-a");
+    h2c::run(async {
+        let connection = h2c::connect(&client, vip(1)).await;
+        let answer = async || {
+            let body = connection.get("/").await.unwrap().body;
+            String::from_utf8_lossy(&body).lines().next().unwrap_or_default().to_owned()
+        };
+        assert_eq!(answer().await, "api-a");
+
+        // Without the namespace, which is there.
+        let later = shop(&[("api-b", 11, "api", "api")], &[]);
+        mesh.apply("later.yaml", later.split_once("---").unwrap().1);
+        let new = mesh.workload("api-b", 11, "api", 1);
+        origin::echo(&new, 8080, "api-b");
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = BTreeSet::new();
+        while seen.len() < 2 {
+            assert!(Instant::now() < deadline, "only {seen:?}");
+            seen.insert(answer().await);
+        }
+    });
+    let page = metrics::page(&client);
+    assert_eq!(metrics::sum(&page, "heddle_downstream_connections_total", &[]), 1.0, "{page}");
+    drop(old);
 }
 
 /// Who answers.
