@@ -76,7 +76,7 @@ pub(super) struct Built {
     pub(super) shares: Vec<TcpShare>,
     /// What is not in force as written, a sentence each.
     pub(super) broken: Vec<String>,
-    /// The same, by rule.
+    /// The same, by field.
     problems: Vec<RuleProblem>,
     /// Rules that do nothing as written.
     pub(super) useless: usize,
@@ -87,8 +87,8 @@ pub(super) struct Built {
 /// What is wrong with a rule by itself, whatever else there is in the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleProblem {
-    /// Which rule of the route, from 0.
-    pub rule: usize,
+    /// Where in the route: `spec.rules[1]`, `spec.hostnames`.
+    pub field: String,
     /// A sentence with the value and what would be right.
     pub text: String,
     /// Whether it cannot be meant at all, by nobody.
@@ -115,8 +115,12 @@ pub(super) fn build(objects: &Objects, route: &objects::Route, service: &Service
 
 impl Built {
     fn note(&mut self, rule: usize, problem: &Problem) {
+        self.note_at(format!("spec.rules[{rule}]"), problem);
+    }
+
+    fn note_at(&mut self, field: String, problem: &Problem) {
         let impossible = matches!(problem, Problem::Impossible(_));
-        self.problems.push(RuleProblem { rule, text: problem.to_string(), impossible });
+        self.problems.push(RuleProblem { field, text: problem.to_string(), impossible });
     }
 }
 
@@ -221,7 +225,7 @@ fn connections(
         built.useless += usize::from(problems.len() >= route.spec.hostnames.len().max(1));
         for problem in problems {
             built.broken.push(problem.to_string());
-            built.note(index, &problem);
+            built.note_at("spec.hostnames".into(), &problem);
         }
     }
     for given in &rule.backend_refs {

@@ -63,10 +63,9 @@ fn route<T: DeserializeOwned>(object: &Value, unite: impl FnOnce(T) -> Result<Ro
             let problems = translate::problems(&route);
             let (impossible, unsupported): (Vec<_>, Vec<_>) =
                 problems.into_iter().partition(|problem| problem.impossible);
-            let field = |rule: usize| format!("spec.rules[{rule}]");
             Findings {
-                errors: impossible.into_iter().map(|p| FieldError::new(field(p.rule), "", p.text)).collect(),
-                warnings: unsupported.into_iter().map(|p| format!("{}: {}", field(p.rule), p.text)).collect(),
+                errors: impossible.into_iter().map(|p| FieldError::new(p.field, "", p.text)).collect(),
+                warnings: unsupported.into_iter().map(|p| format!("{}: {}", p.field, p.text)).collect(),
             }
         }
         // A version of the API that this build does not know may allow more: its status will say.
@@ -119,6 +118,24 @@ mod tests {
             assert_eq!(found.errors[0].field, "spec.rules[1]");
             assert!(found.errors[0].to_string().contains(named), "{found:?}");
         }
+    }
+
+    #[test]
+    fn names_no_client_can_ask_for_and_second_rules_of_connections_are_errors() {
+        let object = |kind: &str, spec: Value| {
+            let mut spec = spec;
+            spec["parentRefs"] = json!([service()]);
+            let found =
+                findings("gateway.networking.k8s.io", kind, &json!({ "metadata": { "name": "r" }, "spec": spec }));
+            found.errors.into_iter().map(|error| error.to_string()).collect::<Vec<_>>()
+        };
+        let rules = json!([{ "backendRefs": [{ "name": "b", "port": 443 }] }]);
+        let wrong = object("TLSRoute", json!({ "hostnames": ["a.example", "*", "10.0.0.1"], "rules": rules }));
+        assert_eq!(wrong.len(), 2, "{wrong:?}");
+        assert!(wrong[0].starts_with("spec.hostnames: `*` is no name a TLS client can ask for"), "{wrong:?}");
+        assert!(object("TLSRoute", json!({ "hostnames": ["*.example"], "rules": rules })).is_empty());
+        let second = object("TCPRoute", json!({ "rules": [rules[0], rules[0]] }));
+        assert!(second.len() == 1 && second[0].starts_with("spec.rules[1]: a TCPRoute has one rule"), "{second:?}");
     }
 
     #[test]
