@@ -91,7 +91,11 @@ fn resources(model: &Model) -> Vec<Shown> {
         );
         all.extend(service.clusters.values().map(|it| show::<Cluster>(Kind::Cluster, &emit::heddle::cluster(it))));
         let endpoints = service.endpoints.values();
-        all.extend(endpoints.map(|it| show::<ClusterLoadAssignment>(Kind::Endpoints, &emit::heddle::endpoints(it))));
+        all.extend(
+            endpoints.map(|it| {
+                show::<ClusterLoadAssignment>(Kind::Endpoints, &emit::heddle::endpoints(&it.for_everybody()))
+            }),
+        );
     }
     for workload in model.workloads.values() {
         let inbound = emit::heddle::inbound(workload);

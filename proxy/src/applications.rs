@@ -54,6 +54,7 @@ fn cluster(address: SocketAddr, port: &Port, before: Option<&Arc<Cluster>>) -> C
         tls: EndpointTls::Plaintext,
         weight: 1,
         draining: false,
+        far: false,
         workload: "".into(),
         state: Arc::default(),
     };

@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::config::core::v3::HealthStatus;
 use envoy_types::pb::envoy::config::core::v3::address::Address;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
-use envoy_types::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, LbEndpoint};
+use envoy_types::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints};
 use heddle::pods::Netns;
 use heddle_xds::Node;
 use heddle_xds::client::{self, Subscriptions};
@@ -40,6 +40,8 @@ pub struct Seen {
     pub draining: bool,
     /// Spoken to over mutual TLS.
     pub mtls: bool,
+    /// Of a lower priority.
+    pub far: bool,
 }
 
 impl AdsClient {
@@ -92,7 +94,7 @@ impl AdsClient {
     pub fn endpoints(&self, name: &str) -> Option<BTreeSet<Seen>> {
         let bytes = self.held().get(&(Kind::Endpoints, name.to_owned()))?.clone();
         let message = ClusterLoadAssignment::decode(bytes).unwrap();
-        Some(message.endpoints.iter().flat_map(|group| &group.lb_endpoints).map(Seen::of).collect())
+        Some(message.endpoints.iter().flat_map(Seen::of_group).collect())
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<(Kind, String), Bytes>> {
@@ -121,7 +123,11 @@ fn handler(held: Held, refuse: &[&str]) -> impl FnMut(&Update) -> Vec<Reject> + 
 }
 
 impl Seen {
-    fn of(endpoint: &LbEndpoint) -> Self {
+    fn of_group(group: &LocalityLbEndpoints) -> impl Iterator<Item = Self> {
+        group.lb_endpoints.iter().map(|endpoint| Self::of(endpoint, group.priority > 0))
+    }
+
+    fn of(endpoint: &LbEndpoint, far: bool) -> Self {
         let Some(HostIdentifier::Endpoint(host)) = &endpoint.host_identifier else { panic!("{endpoint:?}") };
         let Some(Address::SocketAddress(address)) = host.address.as_ref().and_then(|address| address.address.as_ref())
         else {
@@ -133,6 +139,7 @@ impl Seen {
             address: SocketAddr::new(address.address.parse().unwrap(), u16::try_from(port).unwrap()),
             draining: endpoint.health_status == HealthStatus::Draining as i32,
             mtls: metadata.is_some_and(|m| m.filter_metadata.contains_key("envoy.transport_socket_match")),
+            far,
         }
     }
 }

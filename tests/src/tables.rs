@@ -44,6 +44,7 @@ pub fn plain(address: SocketAddr) -> Endpoint {
         tls: EndpointTls::Plaintext,
         weight: 1,
         draining: false,
+        far: false,
         workload: format!("shop/at-{address}").into(),
         state: Arc::default(),
     }

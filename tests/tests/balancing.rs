@@ -3,12 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use heddle_tests::envoy::Envoy;
 use heddle_tests::live::{LiveMesh, shop, vip};
 use heddle_tests::pods::MeshPod;
 use heddle_tests::{PATIENCE, eventually, h2c, metrics, origin, talk};
+use http::Response;
+use http_body_util::Full;
 
 /// Chosen: that twenty keys agree by chance over four servers comes once in 10¹² times.
 const KEYS: usize = 20;
@@ -95,6 +99,44 @@ fn a_long_lived_connection_reaches_endpoints_that_come_later() {
     drop(old);
 }
 
+#[test]
+fn endpoints_of_other_zones_help_out_while_those_of_the_clients_own_are_not_well() {
+    let clients = [("heddle-client", 2, "client", "client"), ("envoy-client", 3, "client", "client")];
+    let servers = [("near", 10, "api", "api"), ("far", 11, "api", "api")];
+    let mut manifests = shop(&[&clients[..], &servers[..]].concat(), &[("api", 1, "api")]);
+    manifests = manifests.replace("spec:\n  clusterIP", "spec:\n  trafficDistribution: PreferSameZone\n  clusterIP");
+    for (name, _, _, app) in clients.iter().chain(&servers) {
+        let zone = if *name == "far" { "b" } else { "a" };
+        let labels = |zone: &str| format!("name: {name}, namespace: shop, labels: {{ app: {app}{zone} }}");
+        manifests = manifests.replace(&labels(""), &labels(&format!(", topology.kubernetes.io/zone: {zone}")));
+    }
+    manifests.push_str(&format!("---{}", POLICY.replace("loadBalancing: RULE", OUTLIERS)));
+    let mesh = LiveMesh::start(&[("shop.yaml", &manifests)]);
+    let heddle = mesh.workload("heddle-client", 2, "client", 2);
+    let other = mesh.pod("envoy-client", 3);
+    let _envoy = Envoy::start(&mesh, &other, env!("CARGO_BIN_EXE_heddle-under-test"), "envoy-client", "client", &[]);
+    let near = mesh.workload("near", 10, "api", 1);
+    let far = mesh.workload("far", 11, "api", 1);
+    let well = Arc::new(AtomicBool::new(true));
+    let is_well = well.clone();
+    origin::http(&near, 8080, move |_| {
+        let status = if is_well.load(Ordering::SeqCst) { 200 } else { 500 };
+        Response::builder().status(status).body(Full::from("near")).unwrap()
+    });
+    origin::echo(&far, 8080, "far");
+    for (sidecar, pod) in [("heddle-proxy", &heddle), ("Envoy", &other)] {
+        let ask = || talk::get(pod, vip(1), "/");
+        eventually("the near one answers", || (ask().body == "near").then_some(()));
+        assert!((0..20).all(|_| ask().body == "near"), "{sidecar}: none goes far");
+        well.store(false, Ordering::SeqCst);
+        eventually("the far one helps out", || ask().body.starts_with("far").then_some(()));
+        assert!((0..20).all(|_| ask().status() == 200), "{sidecar}: all go far");
+        well.store(true, Ordering::SeqCst);
+        eventually("the near one is back", || (ask().body == "near").then_some(()));
+    }
+    drop(far);
+}
+
 /// Who answers.
 fn server(pod: &MeshPod, request: &str) -> String {
     let response = talk::request(pod, vip(1), &format!("{request}Host: api\r\nConnection: close\r\n\r\n"));
@@ -102,6 +144,8 @@ fn server(pod: &MeshPod, request: &str) -> String {
     response.body.lines().next().unwrap_or_default().to_owned()
 }
 
+/// Ends soon.
+const OUTLIERS: &str = "outlierDetection: { consecutiveFailures: 3, baseEjection: 2s }";
 const POLICY: &str = "
 apiVersion: heddle.dev/v1alpha1
 kind: TrafficPolicy

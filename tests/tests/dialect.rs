@@ -381,7 +381,10 @@ fn every_setting_of_a_cluster_arrives() {
 
 #[test]
 fn every_part_of_an_endpoint_arrives() {
-    let resource = heddle::endpoints(&endpoints());
+    let all = endpoints();
+    let split = |endpoint: &&model::Endpoint| endpoint.weight != 3;
+    let (near, far) = all.endpoints.iter().partition(split);
+    let resource = heddle::endpoints(&model::ForClient { name: &all.name, near, far });
 
     let parsed = sync::endpoints::parse("shop/cart/80", &resource.bytes).unwrap();
     let none: Arc<[Arc<str>]> = Arc::new([]);
@@ -401,6 +404,7 @@ fn every_part_of_an_endpoint_arrives() {
     ]);
     assert_eq!(found, expected);
     assert_eq!(set.active, 3);
+    assert_eq!(set.far().iter().map(|e| e.address).collect::<Vec<_>>(), [address("10.0.0.3:8080")]);
 }
 
 #[test]
@@ -961,7 +965,7 @@ fn all_resources() -> [Resource; 5] {
         heddle::listener(&listener(model::Protocol::Detect), address("10.1.0.1:80"), "team"),
         heddle::route_table(&table),
         heddle::cluster(&cluster()),
-        heddle::endpoints(&endpoints()),
+        heddle::endpoints(&endpoints().for_everybody()),
         heddle::inbound(&workload()).unwrap(),
     ]
 }

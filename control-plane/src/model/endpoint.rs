@@ -1,6 +1,5 @@
 //! The endpoints behind a cluster.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -87,25 +86,44 @@ impl Endpoints {
         self.endpoints.iter().map(of).max().unwrap_or_default()
     }
 
-    /// The endpoints for a client at `place`, as kube-proxy chooses: those meant for its node, else those meant for its zone, if
-    /// every endpoint says whom it is meant for and one is for this client; else all. Draining ones stay in any case: they get
-    /// no new requests, and connections to them are not to be cut.
-    pub fn for_client(&self, place: &Place) -> Cow<'_, Self> {
+    /// All of them, near for every client.
+    pub fn for_everybody(&self) -> ForClient<'_> {
+        ForClient { name: &self.name, near: self.endpoints.iter().collect(), far: Vec::new() }
+    }
+
+    /// The endpoints for a client at `place`. Near are those that kube-proxy would choose: meant for its node, else for its zone, if
+    /// every endpoint says whom it is meant for and one is for this client; else all. Draining ones are near wherever they
+    /// are: they get no new requests, and connections to them are not to be cut.
+    pub fn for_client(&self, place: &Place) -> ForClient<'_> {
         let serving = || self.endpoints.iter().filter(|endpoint| !endpoint.draining);
         let chosen = |own: &Option<Arc<str>>, meant: fn(&Hints) -> &Vec<Arc<str>>| {
             let own = own.as_ref()?;
             let all_say = serving().all(|endpoint| !meant(&endpoint.hints).is_empty());
             let one_is = serving().any(|endpoint| meant(&endpoint.hints).contains(own));
-            (all_say && one_is).then(|| {
-                let kept = self.endpoints.iter().filter(|e| e.draining || meant(&e.hints).contains(own));
-                kept.cloned().collect::<Vec<_>>()
-            })
+            let is_near = |endpoint: &&Endpoint| endpoint.draining || meant(&endpoint.hints).contains(own);
+            (all_say && one_is).then(|| self.endpoints.iter().partition(is_near))
         };
         let chosen = chosen(&place.node, |hints| &hints.nodes).or_else(|| chosen(&place.zone, |hints| &hints.zones));
-        match chosen {
-            Some(endpoints) => Cow::Owned(Self { name: self.name.clone(), endpoints }),
-            None => Cow::Borrowed(self),
-        }
+        let Some((near, far)) = chosen else { return self.for_everybody() };
+        ForClient { name: &self.name, near, far }
+    }
+}
+
+/// Endpoints as one client is to use them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForClient<'e> {
+    /// The cluster's name.
+    pub name: &'e ResourceName,
+    /// Those it is to use.
+    pub near: Vec<&'e Endpoint>,
+    /// Those that help out as far as the near ones are not well.
+    pub far: Vec<&'e Endpoint>,
+}
+
+impl<'e> ForClient<'e> {
+    /// All of them with their priority (xDS): 0 the near ones, 1 the far ones.
+    pub fn by_priority(&self) -> impl Iterator<Item = (u32, &'e Endpoint)> {
+        self.near.iter().map(|near| (0, *near)).chain(self.far.iter().map(|far| (1, *far)))
     }
 }
 
@@ -154,7 +172,7 @@ mod tests {
             std::net::IpAddr::V4(ip) => u16::from(ip.octets()[3]),
             std::net::IpAddr::V6(_) => 0,
         };
-        endpoints.for_client(&place).endpoints.iter().map(last).collect()
+        endpoints.for_client(&place).near.into_iter().map(last).collect()
     }
 
     #[test]
@@ -171,6 +189,17 @@ mod tests {
         assert_eq!(chosen(&elsewhere, "c", "n"), [1, 2]);
         let silent = [endpoint(1, &["a"], &[], false), endpoint(2, &[], &[], false)];
         assert_eq!(chosen(&silent, "a", "n"), [1, 2]);
+    }
+
+    #[test]
+    fn those_of_other_zones_are_far() {
+        let name = ResourceName::service_port(&ServiceName::new("shop", "api"), 80);
+        let endpoints = [endpoint(1, &["a"], &[], false), endpoint(2, &["b"], &[], false)];
+        let all = Endpoints { name, endpoints: endpoints.to_vec() };
+        let place = |zone: &str| Place { zone: Some(zone.into()), node: None };
+        let of_a: Vec<_> = all.for_client(&place("a")).by_priority().collect();
+        assert_eq!(of_a, [(0, &endpoints[0]), (1, &endpoints[1])]);
+        assert_eq!(all.for_client(&place("c")).far, [] as [&Endpoint; 0]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 pub use cluster::{Cluster, HashOn, LoadBalancing, Outlier, Settings, UpstreamHttp};
-pub use endpoint::{Endpoint, Endpoints, Hints, Locality, Place, Preference};
+pub use endpoint::{Endpoint, Endpoints, ForClient, Hints, Locality, Place, Preference};
 pub use inbound::{Egress, Inbound, InboundPort, Mesh, TlsMode};
 pub use listener::{HttpRoutes, Opaque, OutboundListener, Owner, Protocol, TcpRoutes, TcpShare};
 pub use name::{ResourceName, ServiceName, SourceRef, SpiffeId, WorkloadName};

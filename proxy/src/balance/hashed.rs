@@ -172,6 +172,7 @@ mod tests {
                 tls: EndpointTls::Plaintext,
                 weight: *weight,
                 draining: false,
+                far: false,
                 workload: "".into(),
                 state: Arc::default(),
             })

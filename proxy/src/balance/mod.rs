@@ -83,6 +83,10 @@ const FIRST_SHARE: f64 = 0.1;
 /// How often new endpoints are passed over for one request. Chosen: where all are new, one in five requests comes so far.
 const MAX_PASSED_OVER: usize = 16;
 
+/// How much near endpoints can take, in percent of what is theirs: while more than five in seven are well, nothing overflows. Envoy's
+/// `overprovisioning_factor`.
+const OVERPROVISIONED_PERCENT: usize = 140;
+
 /// One moment of one worker.
 pub struct View<'w> {
     /// The worker's loads.
@@ -108,14 +112,19 @@ pub fn pick(cluster: &Cluster, tried: &[u64], view: &mut View<'_>) -> Result<Arc
     }
     let leaving = leaving::any(cluster, view.now_ms);
     if tried.is_empty() && !leaving && cluster.state.ejected.load(Ordering::Relaxed) == 0 {
-        return Ok(choose(cluster, &set, active, view).clone());
+        return Ok(choose(cluster, &set, set.near(), view).clone());
     }
     let healthy = outlier::healthy(cluster, active, view.now_ms);
     if healthy.is_empty() {
         return Err(Nothing::AllEjected);
     }
+    let well = healthy.iter().filter(|endpoint| !endpoint.far).count();
+    let overflow = !set.far().is_empty() && view.rng.usize(..set.near().len() * 100) >= well * OVERPROVISIONED_PERCENT;
     let mut candidates = healthy;
     prefer(&mut candidates, |endpoint| !tried.contains(&endpoint.id()));
+    if !set.far().is_empty() {
+        prefer(&mut candidates, |endpoint| endpoint.far == overflow);
+    }
     if leaving {
         prefer(&mut candidates, |endpoint| !leaving::is_avoided(endpoint, view.now_ms));
     }
@@ -269,6 +278,7 @@ mod tests {
                 tls: EndpointTls::Plaintext,
                 weight: *weight,
                 draining: false,
+                far: false,
                 workload: "".into(),
                 state: Arc::default(),
             })
@@ -390,6 +400,7 @@ mod tests {
                 tls: EndpointTls::Plaintext,
                 weight: 1,
                 draining: false,
+                far: false,
                 workload: "".into(),
                 state: Arc::new(EndpointState::appeared(Millis(1_000_000))),
             };
@@ -431,6 +442,48 @@ mod tests {
         leaving::note(&cluster, staying, Millis(31_000));
         leaving::note(&cluster, leaving, Millis(31_000));
         assert!([leaving.id(), staying.id()].contains(&pick_at(31_000, &[])), "all leave: any may be taken");
+    }
+
+    #[test]
+    fn far_endpoints_take_what_is_too_much_for_the_near_ones_that_are_well() {
+        let all = cluster(LoadBalancing::RoundRobin, &[1, 1, 1, 1]);
+        let far = |endpoint: &Arc<Endpoint>| Endpoint {
+            address: endpoint.address,
+            tls: EndpointTls::Plaintext,
+            weight: 1,
+            draining: false,
+            far: endpoint.address.port() > 2,
+            workload: "".into(),
+            state: endpoint.state.clone(),
+        };
+        let endpoints = all.endpoints.load().endpoints.iter().map(|endpoint| Arc::new(far(endpoint))).collect();
+        let cluster = Cluster { endpoints: EndpointSet::new(endpoints).into_swap(), ..all };
+        let loads = Loads::default();
+        assert_eq!(counts(&cluster, &loads, 100), [50, 50, 0, 0]);
+        let set = cluster.endpoints.load();
+        let fails = |index: usize| {
+            (0..5).for_each(|_| {
+                drop(outlier::note(&cluster, &set.endpoints[index], outlier::Outcome::NoResponse, None, Millis(0)))
+            });
+        };
+        fails(0);
+        // Half of the near ones are well, and can take seven tenths.
+        let counted = counts(&cluster, &loads, 4000);
+        assert_eq!(counted[0], 0);
+        assert!((2700..2900).contains(&counted[1]), "{counted:?}");
+        assert!(counted[2].abs_diff(counted[3]) < 200 && counted[2] > 500, "{counted:?}");
+        let tried: Vec<_> = set.near().iter().map(|endpoint| endpoint.id()).collect();
+        let mut view = View {
+            loads: &loads,
+            rng: &mut fastrand::Rng::with_seed(1),
+            now: Instant::now(),
+            now_ms: Millis(0),
+            hash: None,
+        };
+        assert!(pick(&cluster, &tried, &mut view).unwrap().far, "a retry goes where it was not tried yet");
+        fails(1);
+        let counted = counts(&cluster, &loads, 100);
+        assert_eq!((counted[0], counted[1]), (0, 0));
     }
 
     #[test]

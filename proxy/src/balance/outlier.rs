@@ -267,6 +267,7 @@ mod tests {
                 tls: EndpointTls::Plaintext,
                 weight: 1,
                 draining: false,
+                far: false,
                 workload: "".into(),
                 state: Arc::default(),
             })

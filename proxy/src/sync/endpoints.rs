@@ -28,6 +28,8 @@ pub struct ParsedEndpoint {
     pub weight: u32,
     /// Gets no new requests.
     pub draining: bool,
+    /// Of a lower priority: for what the others cannot take.
+    pub far: bool,
     /// `<namespace>/<name>`; empty if unknown.
     pub workload: Arc<str>,
 }
@@ -61,6 +63,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, Error> {
         for (index, endpoint) in locality.lb_endpoints.iter().enumerate() {
             let parsed = self::endpoint(endpoint, &mut shared);
             let parsed = parsed.nth("lb_endpoints", index).nth("endpoints", locality_index)?;
+            let parsed = parsed.map(|endpoint| ParsedEndpoint { far: locality.priority > 0, ..endpoint });
             endpoints.extend(parsed.filter(|endpoint| seen.insert(endpoint.address)));
         }
     }
@@ -87,6 +90,7 @@ pub fn set(parsed: &Parsed, identities: &Arc<[Arc<str>]>, before: Option<(&Endpo
                 tls,
                 weight: endpoint.weight,
                 draining: endpoint.draining,
+                far: endpoint.far,
                 workload: endpoint.workload.clone(),
                 state: known.map_or_else(|| Arc::new(EndpointState::appeared(now)), |known| known.state.clone()),
             }),
@@ -96,7 +100,10 @@ pub fn set(parsed: &Parsed, identities: &Arc<[Arc<str>]>, before: Option<(&Endpo
 }
 
 fn same(known: &Endpoint, parsed: &ParsedEndpoint) -> bool {
-    known.weight == parsed.weight && known.draining == parsed.draining && known.workload == parsed.workload
+    known.weight == parsed.weight
+        && known.draining == parsed.draining
+        && known.far == parsed.far
+        && known.workload == parsed.workload
 }
 
 #[derive(Deserialize)]
@@ -144,6 +151,7 @@ fn endpoint(pb: &LbEndpoint, shared: &mut Shared) -> Result<Option<ParsedEndpoin
         // Envoy's default, and its least (`LbEndpoint.load_balancing_weight`).
         weight: read::uint32(pb.load_balancing_weight.as_ref(), 1).max(1),
         draining,
+        far: false,
         workload: facts.workload.unwrap_or_default().into(),
     }))
 }
@@ -163,7 +171,14 @@ mod tests {
     use super::*;
 
     fn parsed(address: &str, tls: Tls) -> ParsedEndpoint {
-        ParsedEndpoint { address: address.parse().unwrap(), tls, weight: 1, draining: false, workload: "".into() }
+        ParsedEndpoint {
+            address: address.parse().unwrap(),
+            tls,
+            weight: 1,
+            draining: false,
+            far: false,
+            workload: "".into(),
+        }
     }
 
     fn identity(name: &str) -> Tls {

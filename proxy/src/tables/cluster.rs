@@ -143,10 +143,12 @@ pub struct ClusterState {
 /// The endpoints of a cluster at one moment.
 #[derive(Debug, Default)]
 pub struct EndpointSet {
-    /// All that may be picked, draining ones last.
+    /// All that may be picked, far ones after near ones, draining ones last.
     pub endpoints: Vec<Arc<Endpoint>>,
     /// How many of them are not draining; they stand first.
     pub active: usize,
+    /// How many of those are near, at least one if there is any: without near ones the far ones are.
+    near: usize,
     /// Of the active ones, for choices by a hash.
     pub hashed: hashed::Tables,
 }
@@ -154,9 +156,11 @@ pub struct EndpointSet {
 impl EndpointSet {
     /// A set from endpoints in any order.
     pub fn new(mut endpoints: Vec<Arc<Endpoint>>) -> Self {
-        endpoints.sort_by_key(|endpoint| endpoint.draining);
+        endpoints.sort_by_key(|endpoint| (endpoint.draining, endpoint.far));
         let active = endpoints.iter().filter(|endpoint| !endpoint.draining).count();
-        Self { endpoints, active, hashed: hashed::Tables::default() }
+        let near = endpoints.iter().take(active).filter(|endpoint| !endpoint.far).count();
+        let near = if near == 0 { active } else { near };
+        Self { endpoints, active, near, hashed: hashed::Tables::default() }
     }
 
     /// This set, where a cluster holds it.
@@ -167,6 +171,16 @@ impl EndpointSet {
     /// Those that take new requests.
     pub fn active(&self) -> &[Arc<Endpoint>] {
         self.endpoints.get(..self.active).unwrap_or_default()
+    }
+
+    /// Those of them that are used while they are well.
+    pub fn near(&self) -> &[Arc<Endpoint>] {
+        self.endpoints.get(..self.near).unwrap_or_default()
+    }
+
+    /// Those of them that help out.
+    pub fn far(&self) -> &[Arc<Endpoint>] {
+        self.endpoints.get(self.near..self.active).unwrap_or_default()
     }
 
     /// The state of each endpoint by address, for the set that replaces this one.
@@ -186,6 +200,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// On its way out: keeps its connections, gets no new requests.
     pub draining: bool,
+    /// Helps out as far as those that are not are not well.
+    pub far: bool,
     /// The workload behind it, `<namespace>/<name>`, for metrics; empty if unknown.
     pub workload: Arc<str>,
     /// Kept when the endpoint is announced again.

@@ -172,7 +172,7 @@ fn a_stream_that_is_faster_than_the_news_of_its_pod_waits_for_it() {
 }
 
 #[test]
-fn a_client_gets_the_endpoints_meant_for_its_zone() {
+fn the_endpoints_meant_for_its_zone_are_near_a_client() {
     let cluster = Cluster::running();
     let (home, namespace) = (cluster.namespace("heddle"), cluster.namespace("shop"));
     let node = client(&namespace);
@@ -190,17 +190,17 @@ fn a_client_gets_the_endpoints_meant_for_its_zone() {
         let endpoints = format!("endpoints: [{}, {}]", hint(1, near), hint(2, far));
         fixed(0).replace("endpoints: []", &endpoints)
     };
-    let addresses = |wanted: &'static [&'static str]| {
+    let far = |wanted: [bool; 2]| {
         move |endpoints: &std::collections::BTreeSet<heddle_tests::ads::Seen>| {
-            endpoints.iter().map(|endpoint| endpoint.address.ip().to_string()).eq(wanted.iter().copied())
+            endpoints.iter().map(|endpoint| endpoint.far).eq(wanted)
         }
     };
 
     namespace.apply(&hinted(&zone, "elsewhere"));
-    ads.endpoints_become(&name, "that of its zone", addresses(&["192.0.2.1"]));
+    ads.endpoints_become(&name, "that of its zone is near", far([false, true]));
 
     namespace.apply(&hinted("elsewhere", "nowhere"));
-    ads.endpoints_become(&name, "all", addresses(&["192.0.2.1", "192.0.2.2"]));
+    ads.endpoints_become(&name, "all are", far([false, false]));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `ClusterLoadAssignment`: the endpoints of a cluster, grouped by locality, all of one priority.
+//! `ClusterLoadAssignment`: the endpoints of a cluster, grouped by priority and locality.
 //!
 //! Every group carries its locality and its weight, because gRPC refuses the first missing and drops silently what lacks
 //! the second; Envoy does not mind. Whether an endpoint is spoken to over mutual TLS stands in its metadata.
@@ -13,23 +13,26 @@ use envoy_types::pb::envoy::config::endpoint::v3::{
 use heddle_xds::resource::Resource;
 
 use crate::emit::pb;
-use crate::model::{Endpoint, Endpoints, Locality};
+use crate::model::{Endpoint, ForClient, Locality};
 
 /// All endpoints of a cluster.
-pub fn resource(endpoints: &Endpoints) -> Resource {
-    let message = assignment(endpoints.name.as_str(), &endpoints.endpoints);
+pub fn resource(endpoints: &ForClient<'_>) -> Resource {
+    let message = assignment(endpoints.name.as_str(), endpoints.by_priority());
     Resource::encode(endpoints.name.shared(), &message, [])
 }
 
-/// Some endpoints of the cluster `name`; an unknown locality is one without names.
-pub fn assignment<'m>(name: &str, endpoints: impl IntoIterator<Item = &'m Endpoint>) -> ClusterLoadAssignment {
-    let mut localities: BTreeMap<Locality, Vec<&Endpoint>> = BTreeMap::new();
-    for endpoint in endpoints {
-        localities.entry(endpoint.locality.clone().unwrap_or_default()).or_default().push(endpoint);
+/// Some endpoints of the cluster `name` with their priorities; an unknown locality is one without names.
+pub fn assignment<'m>(name: &str, endpoints: impl IntoIterator<Item = (u32, &'m Endpoint)>) -> ClusterLoadAssignment {
+    let mut localities: BTreeMap<(u32, Locality), Vec<&Endpoint>> = BTreeMap::new();
+    for (priority, endpoint) in endpoints {
+        localities.entry((priority, endpoint.locality.clone().unwrap_or_default())).or_default().push(endpoint);
     }
     ClusterLoadAssignment {
         cluster_name: name.to_owned(),
-        endpoints: localities.into_iter().map(|(locality, endpoints)| group(&locality, &endpoints)).collect(),
+        endpoints: localities
+            .into_iter()
+            .map(|((priority, locality), endpoints)| LocalityLbEndpoints { priority, ..group(&locality, &endpoints) })
+            .collect(),
         ..ClusterLoadAssignment::default()
     }
 }
@@ -90,7 +93,7 @@ mod tests {
         let endpoints =
             [endpoint("10.0.0.1:80", None), endpoint("10.0.0.2:80", Some("b")), endpoint("10.0.0.3:80", None)];
 
-        let assignment = assignment("c", &endpoints);
+        let assignment = assignment("c", endpoints.iter().map(|endpoint| (0, endpoint)));
 
         let groups: Vec<_> =
             assignment.endpoints.iter().map(|group| (group.lb_endpoints.len(), group.load_balancing_weight)).collect();

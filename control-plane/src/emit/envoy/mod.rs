@@ -53,7 +53,7 @@ use std::time::Duration;
 
 use heddle_xds::resource::{Kind, Resource};
 
-use crate::model::{Cluster, Endpoints, Model, OutboundListener, ResourceName, RouteTable, Workload};
+use crate::model::{Cluster, ForClient, Model, OutboundListener, ResourceName, RouteTable, Workload};
 
 // What gRPC's dialect says in the same way.
 pub(in crate::emit) use self::http::ROUTER;
@@ -94,14 +94,14 @@ pub fn resources(model: &Model, workload: &Workload, settings: &Settings) -> BTr
         }
         for (name, cluster) in &service.clusters {
             let endpoints = service.endpoints.get(name).map(|endpoints| endpoints.for_client(&place));
-            out.cluster(cluster, endpoints.as_deref(), settings);
+            out.cluster(cluster, endpoints.as_ref(), settings);
         }
     }
     for other in model.workloads.values() {
         for direct in other.known_destinations() {
             let clusters = BTreeMap::from([(&direct.cluster.name, &direct.cluster)]);
             out.destination(&direct.listener, direct.routes.as_ref(), &clusters, namespace, settings);
-            out.cluster(&direct.cluster, Some(&direct.endpoints), settings);
+            out.cluster(&direct.cluster, Some(&direct.endpoints.for_everybody()), settings);
         }
     }
     outbound::emit(model, workload, settings, &mut out);
@@ -140,7 +140,7 @@ impl Out {
         }
     }
 
-    fn cluster(&mut self, cluster: &Cluster, endpoints: Option<&Endpoints>, settings: &Settings) {
+    fn cluster(&mut self, cluster: &Cluster, endpoints: Option<&ForClient<'_>>, settings: &Settings) {
         let made = cluster::eds(cluster, settings);
         if let Some(endpoints) = endpoints {
             // A cluster that changes is warmed anew, and Envoy waits 15 s for endpoints unless they come again.

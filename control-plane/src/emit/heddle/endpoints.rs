@@ -1,4 +1,4 @@
-//! `ClusterLoadAssignment`: the endpoints of a cluster, grouped by locality, all of one priority.
+//! `ClusterLoadAssignment`: the endpoints of a cluster, grouped by priority and locality.
 //!
 //! An endpoint that is spoken to over mutual TLS carries `envoy.transport_socket_match: {heddle: mtls}`. Facts: the
 //! identity it must show (Envoy's dialect knows only a cluster's union), its workload.
@@ -14,15 +14,16 @@ use heddle_xds::resource::Resource;
 use serde::Serialize;
 
 use crate::emit::pb;
-use crate::model::{Endpoint, Endpoints, Locality, SpiffeId, WorkloadName};
+use crate::model::{Endpoint, ForClient, Locality, SpiffeId, WorkloadName};
 
 /// The endpoints of one cluster.
-pub fn endpoints(endpoints: &Endpoints) -> Resource {
-    let mut localities: BTreeMap<Option<&Locality>, Vec<LbEndpoint>> = BTreeMap::new();
-    for endpoint in &endpoints.endpoints {
-        localities.entry(endpoint.locality.as_ref()).or_default().push(lb_endpoint(endpoint));
+pub fn endpoints(endpoints: &ForClient<'_>) -> Resource {
+    let mut localities: BTreeMap<(u32, Option<&Locality>), Vec<LbEndpoint>> = BTreeMap::new();
+    for (priority, endpoint) in endpoints.by_priority() {
+        localities.entry((priority, endpoint.locality.as_ref())).or_default().push(lb_endpoint(endpoint));
     }
-    let localities = localities.into_iter().map(|(locality, lb_endpoints)| LocalityLbEndpoints {
+    let localities = localities.into_iter().map(|((priority, locality), lb_endpoints)| LocalityLbEndpoints {
+        priority,
         locality: locality.map(|locality| PbLocality {
             region: locality.region.as_deref().unwrap_or_default().to_owned(),
             zone: locality.zone.as_deref().unwrap_or_default().to_owned(),

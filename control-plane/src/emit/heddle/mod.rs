@@ -58,7 +58,9 @@ pub fn lookup(model: &Model, index: &Index, client: &WorkloadName, kind: Kind, n
                 let place = model.workloads.get(client).map(|client| client.place()).unwrap_or_default();
                 Some(endpoints(&found.for_client(&place)))
             }
-            Name::Direct(workload, address) => Some(endpoints(&direct(model, &workload, address, name)?.endpoints)),
+            Name::Direct(workload, address) => {
+                Some(endpoints(&direct(model, &workload, address, name)?.endpoints.for_everybody()))
+            }
         },
     }
 }
