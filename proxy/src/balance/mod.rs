@@ -114,16 +114,23 @@ pub fn pick(cluster: &Cluster, tried: &[u64], view: &mut View<'_>) -> Result<Arc
         return Err(Nothing::AllEjected);
     }
     let well = healthy.iter().filter(|endpoint| !endpoint.far).count();
-    let overflow = !set.far().is_empty() && view.rng.usize(..set.near().len() * 100) >= well * OVERPROVISIONED_PERCENT;
     let mut candidates = healthy;
     prefer(&mut candidates, |endpoint| !tried.contains(&endpoint.id()));
     if !set.far().is_empty() {
+        let overflow = overflows(set.near().len(), well, view);
         prefer(&mut candidates, |endpoint| endpoint.far == overflow);
     }
     if leaving {
         prefer(&mut candidates, |endpoint| !leaving::is_avoided(endpoint, view.now_ms));
     }
     Ok(choose(cluster, &set, &candidates, view).clone())
+}
+
+/// Whether a request goes far, where so many of the near endpoints are well. The same key always does or always does not.
+fn overflows(near: usize, well: usize, view: &mut View<'_>) -> bool {
+    let all = near as u64 * 100;
+    let ticket = view.hash.map_or_else(|| view.rng.u64(..all), |hash| hash % all);
+    ticket >= (well * OVERPROVISIONED_PERCENT) as u64
 }
 
 /// The endpoint at `address`, if it takes requests: it is neither ejected nor leaving.

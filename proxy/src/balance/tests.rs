@@ -212,6 +212,12 @@ fn far_endpoints_take_what_is_too_much_for_the_near_ones_that_are_well() {
         hash: None,
     };
     assert!(pick(&cluster, &tried, &mut view).unwrap().far, "a retry goes where it was not tried yet");
+    let mut goes_far = |hash: u64| {
+        view.hash = Some(hashed::hash(&hash.to_le_bytes()));
+        pick(&cluster, &[], &mut view).unwrap().far
+    };
+    assert!((0..100).all(|key| goes_far(key) == goes_far(key)), "a key does or does not");
+    assert!((0..100).any(&mut goes_far) && !(0..100).all(goes_far));
     fails(1);
     let counted = counts(&cluster, &loads, 100);
     assert_eq!((counted[0], counted[1]), (0, 0));
