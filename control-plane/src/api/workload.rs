@@ -44,6 +44,10 @@ pub struct WorkloadSpec {
     /// Whether it has a sidecar. Default: true.
     #[serde(default = "yes")]
     pub meshed: bool,
+    /// Its share of what a Service's clients ask, relative to the other endpoints; 1 to 1000. Default: 1, as for pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub weight: Option<u32>,
     /// Whether it shares its addresses with other processes, so that the address of a peer proves nothing about who it
     /// is. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -109,6 +113,9 @@ impl WorkloadSpec {
                 "name a service account, or leave the field out",
             ));
         }
+        if let Some(weight) = self.weight.filter(|weight| !(1..=MAX_WEIGHT).contains(weight)) {
+            found.push(FieldError::new("spec.weight", weight, format!("give a share from 1 to {MAX_WEIGHT}")));
+        }
         if self.ports.len() > MAX_PORTS {
             found.push(FieldError::new("spec.ports", self.ports.len(), format!("give at most {MAX_PORTS} ports")));
         }
@@ -144,6 +151,8 @@ fn yes() -> bool {
 
 /// Chosen: one of each family and as many again.
 const MAX_ADDRESSES: usize = 4;
+/// Chosen: enough to tell a large machine from a small one.
+pub const MAX_WEIGHT: u32 = 1000;
 /// Chosen: far above what a process listens on.
 const MAX_PORTS: usize = 64;
 

@@ -9,7 +9,8 @@ use super::quantity::nanos;
 use super::settings::{self, AccessLog, QUANTITY, Resources};
 use super::{INJECT, INJECTED, Settings};
 use crate::api::FieldError;
-use crate::objects::pod::EXCLUDE_INBOUND_PORTS;
+use crate::api::workload::MAX_WEIGHT;
+use crate::objects::pod::{EXCLUDE_INBOUND_PORTS, WEIGHT};
 use crate::objects::ports::{self, MAX_EXCLUSIONS, PortRange};
 
 /// The settings as they hold for one pod.
@@ -69,6 +70,8 @@ pub(super) fn read(metadata: &ObjectMeta, settings: &Settings) -> (Wishes, Vec<F
         let part = if limit { &mut wishes.resources.limits } else { &mut wishes.resources.requests };
         part.insert(name.to_owned(), value);
     }
+    // The control plane reads it of the pod.
+    reader.read(WEIGHT, |text| number(text, 1, MAX_WEIGHT as u16));
     reader.compare(&wishes.resources);
     (wishes, reader.errors)
 }
@@ -170,7 +173,7 @@ const QUANTITIES: [(&str, &str, bool); 4] = [
     (MEMORY_LIMIT, "memory", true),
 ];
 /// All that mean something on a pod.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 14] = [
     INJECT,
     INJECTED,
     EXCLUDE_INBOUND_PORTS,
@@ -180,6 +183,7 @@ const KNOWN: [&str; 13] = [
     ACCESS_LOG,
     WORKERS,
     PRE_STOP_SECONDS,
+    WEIGHT,
     CPU_REQUEST,
     CPU_LIMIT,
     MEMORY_REQUEST,

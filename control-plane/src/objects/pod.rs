@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::Deserialize;
 
 use super::ports::PortRange;
+use crate::api::workload::MAX_WEIGHT;
 
 /// One Pod.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -54,6 +55,13 @@ impl Pod {
         self.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(INJECTED))
     }
 
+    /// Its share of what a Service's clients ask. What cannot be read is 1.
+    pub fn weight(&self) -> u32 {
+        let text = self.metadata.annotations.as_ref().and_then(|annotations| annotations.get(WEIGHT));
+        let weight = text.and_then(|text| text.parse().ok());
+        weight.filter(|weight| (1..=MAX_WEIGHT).contains(weight)).unwrap_or(1)
+    }
+
     /// Ports that are reached past the sidecar, the sidecar's own apart: no mutual TLS is spoken there. What cannot be read is
     /// none.
     pub fn excluded_ports(&self) -> Vec<PortRange> {
@@ -62,6 +70,8 @@ impl Pod {
     }
 }
 
+/// The annotation with a pod's share of what a Service's clients ask, relative to its other endpoints; injection has checked it.
+pub const WEIGHT: &str = "heddle.dev/weight";
 /// The annotation with the ports of a pod that are reached past its sidecar; injection has checked it.
 pub const EXCLUDE_INBOUND_PORTS: &str = "heddle.dev/exclude-inbound-ports";
 /// The sidecar's own port of metrics and probes, which nobody redirects.

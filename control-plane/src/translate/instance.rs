@@ -35,6 +35,8 @@ pub(super) struct Instance {
     pub(super) ready: bool,
     pub(super) draining: bool,
     pub(super) locality: Option<Locality>,
+    /// Relative share, at least 1.
+    pub(super) weight: u32,
 }
 
 /// A port an instance declares.
@@ -138,6 +140,7 @@ fn of_pod(pod: &Pod) -> Option<Instance> {
         // Before anybody has looked: a manifest written by hand means a pod that runs.
         ready: pod.ready.unwrap_or(true),
         draining: pod.metadata.deletion_timestamp.is_some(),
+        weight: pod.weight(),
         locality: locality(&labels),
         labels,
     })
@@ -168,6 +171,7 @@ fn of_workload(workload: &api::Workload) -> Option<Instance> {
         host_network: workload.spec.host_network,
         ready: true,
         draining: workload.metadata.deletion_timestamp.is_some(),
+        weight: workload.spec.weight.unwrap_or(1),
         locality: locality(&labels),
         labels,
     })

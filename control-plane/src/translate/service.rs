@@ -260,7 +260,7 @@ fn endpoint(
     Endpoint {
         address,
         mtls: identity,
-        weight: 1,
+        weight: instance.map_or(1, |instance| instance.weight),
         draining,
         workload: instance.map(Instance::known_as),
         locality,
