@@ -113,7 +113,7 @@ fn an_endpoint_that_is_slower_than_the_others_is_ejected_after_an_interval() {
     let statistics = Statistics {
         interval: Duration::from_millis(200),
         minimum_hosts: 2,
-        request_volume: 3,
+        request_volume: 1,
         success_rate_stdev_factor: None,
         latency_percent: Some(500),
     };
