@@ -132,19 +132,36 @@ fn a_client_comes_back_to_the_endpoint_that_answered_it_until_that_is_gone() {
     assert_eq!((response.status(), told(&response)), (200, None), "{response:?}");
 }
 
+/// A mesh with the Services `old` and `new`, still without servers, and a client beside each kind of sidecar.
+struct OldAndNew {
+    heddle: MeshPod,
+    _envoy: Envoy,
+    other: MeshPod,
+    // After the pods in it.
+    mesh: LiveMesh,
+}
+
+impl OldAndNew {
+    fn start() -> Self {
+        let workloads = [
+            ("heddle-client", 2, "client", "client"),
+            ("envoy-client", 3, "client", "client"),
+            ("old", 10, "old", "old"),
+            ("new", 11, "new", "new"),
+        ];
+        let manifests = shop(&workloads, &[("old", 1, "old"), ("new", 2, "new")]);
+        let mesh = LiveMesh::start(&[("shop.yaml", &manifests)]);
+        let heddle = mesh.workload("heddle-client", 2, "client", 1);
+        let other = mesh.pod("envoy-client", 3);
+        let _envoy =
+            Envoy::start(&mesh, &other, env!("CARGO_BIN_EXE_heddle-under-test"), "envoy-client", "client", &[]);
+        Self { heddle, _envoy, other, mesh }
+    }
+}
+
 #[test]
 fn a_tcp_route_sends_connections_where_its_weights_say() {
-    let workloads = [
-        ("heddle-client", 2, "client", "client"),
-        ("envoy-client", 3, "client", "client"),
-        ("old", 10, "old", "old"),
-        ("new", 11, "new", "new"),
-    ];
-    let manifests = shop(&workloads, &[("old", 1, "old"), ("new", 2, "new")]);
-    let mesh = LiveMesh::start(&[("shop.yaml", &manifests)]);
-    let heddle = mesh.workload("heddle-client", 2, "client", 1);
-    let other = mesh.pod("envoy-client", 3);
-    let _envoy = Envoy::start(&mesh, &other, env!("CARGO_BIN_EXE_heddle-under-test"), "envoy-client", "client", &[]);
+    let OldAndNew { mesh, heddle, other, _envoy } = OldAndNew::start();
     let servers = [("old", 10), ("new", 11)].map(|(name, number)| {
         let pod = mesh.workload(name, number, name, 1);
         origin::tcp(&pod, 8080, move |mut stream| drop(stream.write_all(name.as_bytes())));
@@ -183,17 +200,7 @@ fn a_tcp_route_sends_connections_where_its_weights_say() {
 
 #[test]
 fn a_tls_route_sends_connections_where_the_name_they_ask_for_leads() {
-    let workloads = [
-        ("heddle-client", 2, "client", "client"),
-        ("envoy-client", 3, "client", "client"),
-        ("old", 10, "old", "old"),
-        ("new", 11, "new", "new"),
-    ];
-    let manifests = shop(&workloads, &[("old", 1, "old"), ("new", 2, "new")]);
-    let mesh = LiveMesh::start(&[("shop.yaml", &manifests)]);
-    let heddle = mesh.workload("heddle-client", 2, "client", 1);
-    let other = mesh.pod("envoy-client", 3);
-    let _envoy = Envoy::start(&mesh, &other, env!("CARGO_BIN_EXE_heddle-under-test"), "envoy-client", "client", &[]);
+    let OldAndNew { mesh, heddle, other, _envoy } = OldAndNew::start();
     let servers = [("old", 10), ("new", 11)].map(|(name, number)| {
         let pod = mesh.workload(name, number, name, 1);
         let files = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! `TrafficPolicy.loadBalancing`: how an endpoint is chosen.
 
+use http::HeaderName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -109,7 +110,9 @@ impl HashOn {
     fn check(&self, field: &str, found: &mut Vec<FieldError>) {
         let name = self.name.as_deref();
         match self.r#type {
-            HashOnType::Header | HashOnType::Cookie if !name.is_some_and(is_token) => {
+            HashOnType::Header | HashOnType::Cookie
+                if name.is_none_or(|name| HeaderName::from_bytes(name.as_bytes()).is_err()) =>
+            {
                 let remedy =
                     format!("name the {:?}: letters, digits and !#$%&'*+-.^_`|~ (RFC 9110 §5.6.2)", self.r#type);
                 found.push(FieldError::new(field, name.unwrap_or_default(), remedy));
@@ -124,10 +127,6 @@ impl HashOn {
             _ => {}
         }
     }
-}
-
-fn is_token(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 /// Chosen: more places to look for one value than any request has.

@@ -163,21 +163,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tables::cluster::EndpointTls;
+    use crate::balance::tests::endpoint;
 
     fn endpoints(weights: &[(u16, u32)]) -> Vec<Arc<Endpoint>> {
-        let endpoint = |(port, weight): &(u16, u32)| {
-            Arc::new(Endpoint {
-                address: ([10, 0, 0, 1], *port).into(),
-                tls: EndpointTls::Plaintext,
-                weight: *weight,
-                draining: false,
-                far: false,
-                workload: "".into(),
-                state: Arc::default(),
-            })
-        };
-        weights.iter().map(endpoint).collect()
+        weights.iter().map(|(port, weight)| endpoint(*port, *weight)).collect()
     }
 
     /// Where each of some keys goes, by both tables.

@@ -254,32 +254,16 @@ pub fn forget_ejection(cluster: &Cluster) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tables::cluster::{self, EndpointSet, EndpointTls};
+    use crate::balance::tests::cluster_of;
+    use crate::tables::cluster;
 
     fn cluster(endpoints: u16) -> Cluster {
         cluster_with(endpoints, Settings::default())
     }
 
     fn cluster_with(endpoints: u16, outlier: Settings) -> Cluster {
-        let endpoints = (1..=endpoints).map(|port| {
-            Arc::new(Endpoint {
-                address: ([10, 0, 0, 1], port).into(),
-                tls: EndpointTls::Plaintext,
-                weight: 1,
-                draining: false,
-                far: false,
-                workload: "".into(),
-                state: Arc::default(),
-            })
-        });
-        Cluster {
-            name: "shop/api/80".into(),
-            service: None,
-            settings: cluster::Settings { outlier: Some(outlier), ..cluster::Settings::default() },
-            identities: Arc::new([]),
-            endpoints: EndpointSet::new(endpoints.collect()).into_swap(),
-            state: Arc::default(),
-        }
+        let settings = cluster::Settings { outlier: Some(outlier), ..cluster::Settings::default() };
+        cluster_of(settings, &vec![1; usize::from(endpoints)])
     }
 
     fn report(cluster: &Cluster, index: usize, outcome: Outcome, now: u64) -> Vec<Ejected> {

@@ -3,22 +3,30 @@
 use super::*;
 use crate::tables::cluster::{EndpointSet, EndpointState, EndpointTls, LoadBalancing, Settings};
 
+/// The endpoint at this port of one host.
+pub(super) fn endpoint(port: u16, weight: u32) -> Arc<Endpoint> {
+    Arc::new(Endpoint {
+        address: ([10, 0, 0, 1], port).into(),
+        tls: EndpointTls::Plaintext,
+        weight,
+        draining: false,
+        far: false,
+        workload: "".into(),
+        state: Arc::default(),
+    })
+}
+
 fn cluster(policy: LoadBalancing, weights: &[u32]) -> Cluster {
-    let endpoints = weights.iter().enumerate().map(|(i, weight)| {
-        Arc::new(Endpoint {
-            address: ([10, 0, 0, 1], i as u16 + 1).into(),
-            tls: EndpointTls::Plaintext,
-            weight: *weight,
-            draining: false,
-            far: false,
-            workload: "".into(),
-            state: Arc::default(),
-        })
-    });
+    cluster_of(Settings { policy, ..Settings::default() }, weights)
+}
+
+/// A cluster with an endpoint of each weight, at the ports from 1.
+pub(super) fn cluster_of(settings: Settings, weights: &[u32]) -> Cluster {
+    let endpoints = (1..).zip(weights).map(|(port, weight)| endpoint(port, *weight));
     Cluster {
         name: "shop/api/80".into(),
         service: None,
-        settings: Settings { policy, ..Settings::default() },
+        settings,
         identities: Arc::new([]),
         endpoints: EndpointSet::new(endpoints.collect()).into_swap(),
         state: Arc::default(),

@@ -19,10 +19,8 @@ use crate::tables::cluster::{HashOn, LoadBalancing};
 
 /// Reads a cluster's.
 pub(super) fn read(message: &PbCluster) -> Result<LoadBalancing, Error> {
-    if let Some(several) = &message.load_balancing_policy {
-        let first = several.policies.first().and_then(|policy| policy.typed_extension_config.as_ref());
-        return extension(first.and_then(|extension| extension.typed_config.as_ref()))
-            .within("load_balancing_policy.policies[0].typed_extension_config");
+    if message.load_balancing_policy.is_some() {
+        return extension(extended(message)).within("load_balancing_policy.policies[0].typed_extension_config");
     }
     match LbPolicy::try_from(message.lb_policy) {
         Ok(LbPolicy::RoundRobin) => Ok(LoadBalancing::RoundRobin),
@@ -38,9 +36,8 @@ pub(super) fn read(message: &PbCluster) -> Result<LoadBalancing, Error> {
 /// Over how long a new endpoint's share grows.
 pub(super) fn slow_start(message: &PbCluster) -> Result<Option<Duration>, Error> {
     let window = match (&message.load_balancing_policy, &message.lb_config) {
-        (Some(several), _) => {
-            let first = several.policies.first().and_then(|policy| policy.typed_extension_config.as_ref());
-            let any = first.and_then(|extension| extension.typed_config.as_ref());
+        (Some(_), _) => {
+            let any = extended(message);
             let least: Option<LeastRequest> = any
                 .filter(|any| any.type_url == LeastRequest::type_url())
                 .map(|any| read::unpack(Some(any)))
@@ -56,6 +53,12 @@ pub(super) fn slow_start(message: &PbCluster) -> Result<Option<Duration>, Error>
 
 fn window(config: Option<&SlowStartConfig>) -> Option<PbDuration> {
     config?.slow_start_window
+}
+
+/// The first extension, which is the one that counts.
+fn extended(message: &PbCluster) -> Option<&Any> {
+    let first = message.load_balancing_policy.as_ref()?.policies.first()?;
+    first.typed_extension_config.as_ref()?.typed_config.as_ref()
 }
 
 fn extension(any: Option<&Any>) -> Result<LoadBalancing, Error> {
