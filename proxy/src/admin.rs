@@ -1,7 +1,7 @@
 //! The admin page on loopback and the metrics page on every address.
 //!
 //! Served by a thread of their own, apart from the workers, so that probes and scrapes live through a busy data path. The
-//! metrics page's port has the application's probes too, see [`crate::probes`].
+//! metrics page's port has the application's probes too, see [`crate::probes`]; questions to endpoints begin here ([`crate::health`]).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -27,7 +27,7 @@ use crate::metrics::Snapshot;
 use crate::probes::Answer;
 use crate::sync::Counts;
 use crate::worker::{PoolSizes, Shared};
-use crate::{listen, logging};
+use crate::{health, listen, logging};
 
 /// Starts the thread with both servers.
 ///
@@ -43,6 +43,7 @@ pub fn start(shared: Arc<Shared>) -> io::Result<()> {
                 tokio::spawn(serve_everywhere(listener, shared.clone()));
             }
             tokio::spawn(expire_series(shared.clone()));
+            tokio::spawn(health::run(shared.clone()));
             serve(admin, admin_pages(shared)).await;
         });
     })?;

@@ -19,6 +19,7 @@ pub mod config;
 pub mod detect;
 pub mod drain;
 pub mod gather;
+pub mod health;
 pub mod http;
 pub mod identity;
 pub mod inbound;

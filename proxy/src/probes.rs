@@ -9,7 +9,7 @@
 //!
 //! Served by [`crate::admin`].
 
-mod grpc;
+pub(crate) mod grpc;
 mod http;
 mod location;
 mod spec;

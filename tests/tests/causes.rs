@@ -180,10 +180,15 @@ fn outbound(server: &MeshPod, bare: &MeshPod) -> Tables {
                 let outlier = outlier::Settings {
                     consecutive_failures: 1,
                     max_ejected_percent: 100,
-                    panic_percent: 0,
                     ..outlier::Settings::default()
                 };
-                lead(&mut known, cause, plain(CLOSES), Settings { outlier: Some(outlier), ..settings() }, |_| {});
+                lead(
+                    &mut known,
+                    cause,
+                    plain(CLOSES),
+                    Settings { outlier: Some(outlier), panic_percent: 0, ..settings() },
+                    |_| {},
+                );
             }
             Cause::Overflow => {
                 let limits = breaker::Limits { requests: 0, ..breaker::Limits::default() };

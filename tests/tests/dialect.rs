@@ -17,6 +17,7 @@ use heddle_control_plane::model::route::{
     RetryPolicy, Rewrite, RouteMatch, Scheme, StringMatch,
 };
 use heddle_control_plane::model::{self, SourceRef, SpiffeId, TextMatch};
+use heddle_proxy::balance::health;
 use heddle_proxy::sync;
 use heddle_proxy::tables::cluster::{EndpointSet, EndpointTls};
 use heddle_proxy::tables::{self, Cluster};
@@ -354,7 +355,11 @@ fn a_rule_without_backends_answers_500() {
 #[test]
 fn every_setting_of_a_cluster_arrives() {
     let balanced = balancings().into_iter().map(|load_balancing| Settings { load_balancing, ..settings() });
-    for settings in balanced.chain([Settings::default()]) {
+    let asked = questions().into_iter().map(|question| Settings {
+        health_check: settings().health_check.map(|check| model::HealthCheck { question, ..check }),
+        ..settings()
+    });
+    for settings in balanced.chain(asked).chain([Settings::default()]) {
         let cluster = model::Cluster { settings: settings.clone(), ..cluster() };
 
         let resource = heddle::cluster(&cluster);
@@ -421,11 +426,18 @@ fn a_workload_s_inbound_side_arrives() {
     assert_eq!((port.protocol, port.tls), (tables::Protocol::Http, tables::TlsMode::Strict));
     assert_eq!(port.service, Some(service_name("shop", "cart")));
     // There is one application: nothing to choose, and none to take out.
-    let policy = tables::cluster::LoadBalancing::P2cEwma;
-    assert_eq!(
-        port.settings,
-        tables::cluster::Settings { policy, slow_start: None, outlier: None, ..expected_settings(&settings()) }
-    );
+    let told = expected_settings(&settings());
+    let expected = tables::cluster::Settings {
+        connect_timeout: told.connect_timeout,
+        idle_timeout: told.idle_timeout,
+        limits: told.limits,
+        outlier: None,
+        retry_budget_percent: told.retry_budget_percent,
+        retry_budget_floor: told.retry_budget_floor,
+        upstream_http: told.upstream_http,
+        ..tables::cluster::Settings::default()
+    };
+    assert_eq!(port.settings, expected);
     let port = inbound.port(9090);
     assert_eq!((port.protocol, port.tls), (tables::Protocol::Tcp, tables::TlsMode::Disable));
     let other = inbound.port(1);
@@ -685,8 +697,15 @@ fn settings() -> Settings {
             base_ejection: Duration::from_secs(7),
             max_ejection: Duration::from_secs(80),
             max_ejected_percent: 90,
-            panic_percent: 10,
         }),
+        health_check: Some(model::HealthCheck {
+            question: model::HealthQuestion::Tcp,
+            interval: Duration::from_secs(12),
+            timeout: Duration::from_secs(2),
+            unhealthy_threshold: 4,
+            healthy_threshold: 5,
+        }),
+        panic_percent: 10,
         retry_budget: RetryBudget { percent: 11, floor: 12 },
         upstream_http: model::UpstreamHttp::Http2,
     }
@@ -759,8 +778,9 @@ fn expected_settings(from: &Settings) -> tables::cluster::Settings {
             base_ejection: outlier.base_ejection,
             max_ejection: outlier.max_ejection,
             max_ejected_percent: outlier.max_ejected_percent,
-            panic_percent: outlier.panic_percent,
         }),
+        health_check: from.health_check.as_ref().map(|check| Arc::new(expected_check(check, from.upstream_http))),
+        panic_percent: from.panic_percent,
         retry_budget_percent: from.retry_budget.percent,
         retry_budget_floor: from.retry_budget.floor,
         upstream_http: match from.upstream_http {
@@ -769,6 +789,39 @@ fn expected_settings(from: &Settings) -> tables::cluster::Settings {
             model::UpstreamHttp::Http2 => tables::cluster::UpstreamHttp::Http2,
         },
     }
+}
+
+fn expected_check(from: &model::HealthCheck, upstream_http: model::UpstreamHttp) -> health::Check {
+    let question = match &from.question {
+        model::HealthQuestion::Tcp => health::Question::Tcp,
+        model::HealthQuestion::Http { host, path, codes } => health::Question::Http {
+            authority: host.parse().unwrap(),
+            path: path.parse().unwrap(),
+            expected: match codes.as_slice() {
+                [] => vec![(200, 399)],
+                codes => codes.iter().map(|code| (*code, *code)).collect(),
+            },
+            http2: upstream_http == model::UpstreamHttp::Http2,
+        },
+        model::HealthQuestion::Grpc { authority, service } => {
+            health::Question::Grpc { authority: authority.parse().unwrap(), service: service.clone() }
+        }
+    };
+    health::Check {
+        question,
+        interval: from.interval,
+        timeout: from.timeout,
+        unhealthy_threshold: from.unhealthy_threshold,
+        healthy_threshold: from.healthy_threshold,
+    }
+}
+
+/// Every question.
+fn questions() -> Vec<model::HealthQuestion> {
+    use model::HealthQuestion::{Grpc, Http, Tcp};
+    let http = |codes| Http { host: "cart.shop".into(), path: "/up?deep=1".into(), codes };
+    let grpc = Grpc { authority: "cart.shop".into(), service: "shop.Cart".into() };
+    vec![Tcp, http(vec![]), http(vec![200, 204]), grpc]
 }
 
 fn cluster() -> model::Cluster {

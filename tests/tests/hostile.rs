@@ -299,14 +299,16 @@ fn a_body_that_breaks_off_is_broken_off_for_the_application_and_the_endpoint_is_
     let mesh = Mesh::new();
     let port = tables::port(Protocol::Http, TlsMode::Strict);
     // One failure of the endpoint would eject it, and nothing would be served any more.
-    let outlier = outlier::Settings {
-        consecutive_failures: 1,
-        max_ejected_percent: 100,
-        panic_percent: 0,
-        ..outlier::Settings::default()
-    };
+    let outlier =
+        outlier::Settings { consecutive_failures: 1, max_ejected_percent: 100, ..outlier::Settings::default() };
     let outlier = Some(outlier);
-    let service = Service::with(&mesh, Protocol::Http, port, Settings { outlier, ..Settings::default() }, |_| {});
+    let service = Service::with(
+        &mesh,
+        Protocol::Http,
+        port,
+        Settings { outlier, panic_percent: 0, ..Settings::default() },
+        |_| {},
+    );
     let record = wire::origin(&service.server, 8080, |_| wire::ok(""));
     // A beginning above what is kept for another attempt, so that it has left before the rest does not come.
     let begun = "a".repeat(100_000);

@@ -6,6 +6,7 @@
 
 pub mod authorization_policy;
 pub mod duration;
+pub mod health_check;
 pub mod load_balancing;
 pub mod mesh_tls_policy;
 pub mod target;
@@ -27,6 +28,7 @@ use serde_path_to_error::Segment;
 
 pub use authorization_policy::{AuthorizationPolicy, AuthorizationPolicySpec};
 pub use duration::Duration;
+pub use health_check::HealthCheck;
 pub use load_balancing::LoadBalancing;
 pub use mesh_tls_policy::{MeshTlsPolicy, MeshTlsPolicySpec};
 pub use target::{GATEWAY_GROUP, Selector, TargetRef};

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::target::{self, GATEWAY_GROUP};
-use super::{Duration, FieldError, LoadBalancing, ObjectStatus, TargetRef};
+use super::{Duration, FieldError, HealthCheck, LoadBalancing, ObjectStatus, TargetRef};
 
 /// How clients talk to what is targeted. Field by field, a route's policy wins over a Service's and that over the
 /// Namespace's; of two with the same target the oldest wins whole.
@@ -31,6 +31,9 @@ use super::{Duration, FieldError, LoadBalancing, ObjectStatus, TargetRef};
 #[x_kube(validation = Rule::new("!has(self.outlierDetection) || !has(self.outlierDetection.maxEjection) || duration(self.outlierDetection.maxEjection) > duration('0s')").message("outlierDetection.maxEjection must be above 0s"))]
 #[x_kube(validation = Rule::new("!has(self.outlierDetection) || !has(self.outlierDetection.interval) || duration(self.outlierDetection.interval) > duration('0s')").message("outlierDetection.interval must be above 0s"))]
 #[x_kube(validation = Rule::new("!has(self.outlierDetection) || !has(self.outlierDetection.latencyPercent) || self.outlierDetection.latencyPercent == 0 || self.outlierDetection.latencyPercent > 100").message("outlierDetection.latencyPercent must be above 100, or 0"))]
+#[x_kube(validation = Rule::new("!has(self.healthCheck) || [has(self.healthCheck.http), has(self.healthCheck.grpc), has(self.healthCheck.tcp)].filter(given, given).size() == 1").message("healthCheck: give one of http, grpc and tcp"))]
+#[x_kube(validation = Rule::new("!has(self.healthCheck) || !has(self.healthCheck.interval) || duration(self.healthCheck.interval) >= duration('100ms')").message("healthCheck.interval must be at least 100ms"))]
+#[x_kube(validation = Rule::new("!has(self.healthCheck) || !has(self.healthCheck.timeout) || duration(self.healthCheck.timeout) > duration('0s')").message("healthCheck.timeout must be above 0s"))]
 #[x_kube(validation = Rule::new("!has(self.retry) || !has(self.retry.backoff) || duration(self.retry.backoff) > duration('0s')").message("retry.backoff must be above 0s"))]
 pub struct TrafficPolicySpec {
     /// Services, HTTPRoutes, GRPCRoutes (group `gateway.networking.k8s.io`) or the Namespace of the policy itself; 1
@@ -51,6 +54,9 @@ pub struct TrafficPolicySpec {
     /// When a failing endpoint is left out for a while. Default: as said at its fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outlier_detection: Option<OutlierDetection>,
+    /// How endpoints are asked whether they are well; those that are not get no requests. Default: they are not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
     /// When a failed request is made again. Default: only what was never delivered is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
@@ -124,8 +130,8 @@ pub struct OutlierDetection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub max_ejection_percent: Option<u32>,
-    /// Below this share of healthy endpoints, in percent, ejections are ignored: rather all than a crowd on few.
-    /// Default: 30.
+    /// Below this share of endpoints that are neither ejected nor found unwell by `healthCheck`, in percent, all are used: rather all
+    /// than a crowd on few. Default: 30.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
     pub panic_threshold: Option<u32>,
@@ -225,6 +231,7 @@ impl TrafficPolicySpec {
             }
         }
         self.load_balancing.iter().for_each(|balancing| balancing.check(&mut found));
+        self.health_check.iter().for_each(|check| check.check(&mut found));
         check_retry(&retry, &mut found);
         found
     }

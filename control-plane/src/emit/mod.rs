@@ -7,6 +7,7 @@ mod balancing;
 mod cors;
 pub mod envoy;
 pub mod grpc;
+mod health;
 pub mod heddle;
 pub mod index;
 mod mirrors;

@@ -45,6 +45,11 @@ pub struct Settings {
     pub limits: Limits,
     /// When an endpoint is taken out; `None`: never.
     pub outlier: Option<Outlier>,
+    /// How endpoints are asked whether they are well; `None`: they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// Below this share of endpoints that are well and not ejected, in percent, all are used.
+    pub panic_percent: u32,
     /// How many retries there may be.
     pub retry_budget: RetryBudget,
     /// What endpoints speak when a request must not leave as it came.
@@ -141,8 +146,50 @@ pub struct Outlier {
     pub max_ejection: Duration,
     /// Most endpoints out at once, in percent.
     pub max_ejected_percent: u32,
-    /// Below this share of healthy endpoints, in percent, ejections are ignored.
-    pub panic_percent: u32,
+}
+
+/// How endpoints are asked whether they are well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheck {
+    /// What they are asked.
+    pub question: HealthQuestion,
+    /// From one answer to the next question.
+    #[serde(serialize_with = "duration::text")]
+    pub interval: Duration,
+    /// How long an answer may take.
+    #[serde(serialize_with = "duration::text")]
+    pub timeout: Duration,
+    /// Failures in a row after which an endpoint is not well; of the first question one.
+    pub unhealthy_threshold: u32,
+    /// Successes in a row after which it is well again.
+    pub healthy_threshold: u32,
+}
+
+/// What endpoints are asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HealthQuestion {
+    /// For a connection.
+    Tcp,
+    /// `GET` of a path.
+    #[serde(rename_all = "camelCase")]
+    Http {
+        /// The authority.
+        host: String,
+        /// Path and query.
+        path: String,
+        /// Status codes that say yes, sorted; empty: 200 to 399.
+        codes: Vec<u16>,
+    },
+    /// `grpc.health.v1.Health/Check`.
+    #[serde(rename_all = "camelCase")]
+    Grpc {
+        /// The authority.
+        authority: String,
+        /// The gRPC service; empty: the server as a whole.
+        service: String,
+    },
 }
 
 /// How many retries there may be at once.
@@ -183,6 +230,8 @@ impl Default for Settings {
             idle_timeout: DEFAULT_IDLE_TIMEOUT,
             limits: Limits::default(),
             outlier: Some(Outlier::default()),
+            health_check: None,
+            panic_percent: DEFAULT_PANIC_PERCENT,
             retry_budget: RetryBudget::default(),
             upstream_http: UpstreamHttp::AsDownstream,
         }
@@ -207,7 +256,6 @@ impl Default for Outlier {
             base_ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(300),
             max_ejected_percent: 50,
-            panic_percent: 30,
         }
     }
 }
@@ -221,6 +269,8 @@ impl Default for RetryBudget {
 
 /// The sidecar's own: one lost SYN is sent again after 1 s (RFC 6298 §2.1); twice that survives one loss.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The sidecar's own: between Envoy's 50 and Istio's 0.
+pub const DEFAULT_PANIC_PERCENT: u32 = 30;
 /// The sidecar's own: below the keep-alive of common servers.
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -105,6 +105,7 @@ fn fields(spec: &TrafficPolicySpec) -> BTreeSet<&'static str> {
         ("outlierDetection.maxEjection", outlier.is_some_and(|o| o.max_ejection.is_some())),
         ("outlierDetection.maxEjectionPercent", outlier.is_some_and(|o| o.max_ejection_percent.is_some())),
         ("outlierDetection.panicThreshold", outlier.is_some_and(|o| o.panic_threshold.is_some())),
+        ("healthCheck", spec.health_check.is_some()),
         (RETRY, spec.retry.is_some()),
         (TRY, spec.retry.as_ref().is_some_and(|retry| retry.per_try_timeout.is_some())),
         (REQUEST, spec.timeouts.as_ref().is_some_and(|timeouts| timeouts.request.is_some())),

@@ -44,7 +44,10 @@ pub fn service(objects: &Objects, settings: &Settings, name: &ServiceName) -> Op
             Cluster {
                 name: cluster.clone(),
                 service: Some(name.clone()),
-                settings: traffic.settings(upstream_http(port.declared)),
+                settings: model::Settings {
+                    health_check: traffic.health_check(name),
+                    ..traffic.settings(upstream_http(port.declared))
+                },
                 identities: identities.into_iter().collect(),
                 sources: sources(service, traffic.sources()),
             },

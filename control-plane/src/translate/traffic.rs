@@ -1,10 +1,12 @@
 //! TrafficPolicies in force: field by field, a route's over a Service's over its Namespace's; of two with the same
 //! target the oldest whole.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::age;
+use crate::api::health_check;
 use crate::api::load_balancing::{HashOnType, LoadBalancingPolicy};
 use crate::api::traffic_policy::{
     BACKOFF_GROWTH, CircuitBreaker, DEFAULT_ATTEMPTS, DEFAULT_BACKOFF, DEFAULT_INTERVAL, DEFAULT_MINIMUM_HOSTS,
@@ -13,7 +15,9 @@ use crate::api::traffic_policy::{
 use crate::api::{self, TargetRef, TrafficPolicy};
 use crate::model::cluster::{Limits, Outlier, Statistics};
 use crate::model::route::RetryPolicy;
-use crate::model::{HashOn, LoadBalancing, ServiceName, Settings, SourceRef, UpstreamHttp};
+use crate::model::{
+    HashOn, HealthCheck, HealthQuestion, LoadBalancing, ServiceName, Settings, SourceRef, UpstreamHttp,
+};
 use crate::objects::{Objects, Route, name_of, namespace_of};
 
 /// The policies that reach something, nearest first.
@@ -71,9 +75,17 @@ impl Traffic {
                 retries: breaker(|b| b.max_retries).unwrap_or(defaults.limits.retries),
             },
             outlier: self.outlier(),
+            panic_percent: self
+                .first(|policy| policy.spec.outlier_detection.as_ref()?.panic_threshold)
+                .unwrap_or(defaults.panic_percent),
             upstream_http,
             ..defaults
         }
+    }
+
+    /// How the endpoints of `service` are asked whether they are well.
+    pub(super) fn health_check(&self, service: &ServiceName) -> Option<HealthCheck> {
+        self.first(|policy| policy.spec.health_check.as_ref()).map(|check| health_check(check, service))
     }
 
     /// When a failed request is made again; `None`: never by policy.
@@ -131,7 +143,6 @@ impl Traffic {
             base_ejection,
             max_ejection: length(|o| o.max_ejection).unwrap_or(defaults.max_ejection).max(base_ejection),
             max_ejected_percent: field(|o| o.max_ejection_percent).unwrap_or(defaults.max_ejected_percent),
-            panic_percent: field(|o| o.panic_threshold).unwrap_or(defaults.panic_percent),
         })
     }
 
@@ -149,6 +160,29 @@ fn load_balancing(given: &api::LoadBalancing) -> LoadBalancing {
         LoadBalancingPolicy::Random => LoadBalancing::Random,
         LoadBalancingPolicy::RingHash => LoadBalancing::RingHash(hash_on()),
         LoadBalancingPolicy::Maglev => LoadBalancing::Maglev(hash_on()),
+    }
+}
+
+fn health_check(given: &api::HealthCheck, service: &ServiceName) -> HealthCheck {
+    let host = || format!("{}.{}", service.name, service.namespace);
+    let length = |given: Option<api::Duration>, default| given.map_or(default, api::Duration::get);
+    let question = match (&given.http, &given.grpc) {
+        (Some(http), _) => HealthQuestion::Http {
+            host: http.host.clone().unwrap_or_else(host),
+            path: http.path.clone(),
+            codes: http.codes.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
+        },
+        (None, Some(grpc)) => {
+            HealthQuestion::Grpc { authority: host(), service: grpc.service.clone().unwrap_or_default() }
+        }
+        (None, None) => HealthQuestion::Tcp,
+    };
+    HealthCheck {
+        question,
+        interval: length(given.interval, health_check::DEFAULT_INTERVAL),
+        timeout: length(given.timeout, health_check::DEFAULT_TIMEOUT),
+        unhealthy_threshold: given.unhealthy_threshold.unwrap_or(health_check::DEFAULT_UNHEALTHY_THRESHOLD),
+        healthy_threshold: given.healthy_threshold.unwrap_or(health_check::DEFAULT_HEALTHY_THRESHOLD),
     }
 }
 

@@ -7,6 +7,7 @@ pub mod breaker;
 mod choose;
 mod ewma;
 pub mod hashed;
+pub mod health;
 pub mod leaving;
 pub mod outlier;
 #[cfg(test)]
@@ -78,7 +79,7 @@ impl Loads {
 pub enum Nothing {
     /// The cluster has no endpoints that take requests.
     NoEndpoints,
-    /// It has, and all of them are ejected.
+    /// It has, and all of them are ejected or not well.
     AllEjected,
 }
 
@@ -100,16 +101,17 @@ pub struct View<'w> {
 pub fn pick(cluster: &Cluster, tried: &[u64], view: &mut View<'_>) -> Result<Arc<Endpoint>, Nothing> {
     let set = cluster.endpoints.load();
     let active = set.active();
+    let all_well = cluster.state.ejected.load(Ordering::Relaxed) == 0 && !health::any_unwell(cluster);
     match active {
         [] => return Err(Nothing::NoEndpoints),
-        [only] if cluster.state.ejected.load(Ordering::Relaxed) == 0 => return Ok(only.clone()),
+        [only] if all_well => return Ok(only.clone()),
         _ => {}
     }
     let leaving = leaving::any(cluster, view.now_ms);
-    if tried.is_empty() && !leaving && cluster.state.ejected.load(Ordering::Relaxed) == 0 {
+    if tried.is_empty() && !leaving && all_well {
         return Ok(choose(cluster, &set, set.near(), view).clone());
     }
-    let healthy = outlier::healthy(cluster, active, view.now_ms);
+    let healthy = healthy(cluster, active, view.now_ms);
     if healthy.is_empty() {
         return Err(Nothing::AllEjected);
     }
@@ -126,6 +128,18 @@ pub fn pick(cluster: &Cluster, tried: &[u64], view: &mut View<'_>) -> Result<Arc
     Ok(choose(cluster, &set, &candidates, view).clone())
 }
 
+/// The endpoints among `active` that are neither ejected nor unwell; all of them if those are too few.
+fn healthy(cluster: &Cluster, active: &[Arc<Endpoint>], now: Millis) -> Vec<Arc<Endpoint>> {
+    let is_healthy = |endpoint: &&Arc<Endpoint>| {
+        // Both are asked: this is where an ejection ends.
+        let ejected = outlier::still_ejected(cluster, endpoint, now);
+        !ejected && endpoint.state.health.is_well()
+    };
+    let healthy: Vec<_> = active.iter().filter(is_healthy).cloned().collect();
+    let panics = healthy.len() * 100 < active.len() * cluster.settings.panic_percent as usize;
+    if panics { active.to_vec() } else { healthy }
+}
+
 /// Whether a request goes far, where so many of the near endpoints are well. The same key always does or always does not.
 fn overflows(near: usize, well: usize, view: &mut View<'_>) -> bool {
     let all = near as u64 * 100;
@@ -133,11 +147,12 @@ fn overflows(near: usize, well: usize, view: &mut View<'_>) -> bool {
     ticket >= (well * OVERPROVISIONED_PERCENT) as u64
 }
 
-/// The endpoint at `address`, if it takes requests: it is neither ejected nor leaving.
+/// The endpoint at `address`, if it takes requests: it is neither ejected nor unwell nor leaving.
 pub fn at(cluster: &Cluster, address: SocketAddr, now: Millis) -> Option<Arc<Endpoint>> {
     let set = cluster.endpoints.load();
     let endpoint = set.active().iter().find(|endpoint| endpoint.address == address)?;
-    let gone = endpoint.state.outlier.ejected(now) || leaving::is(endpoint, now);
+    let ejected = endpoint.state.outlier.ejected(now);
+    let gone = ejected || !endpoint.state.health.is_well() || leaving::is(endpoint, now);
     (!gone).then(|| endpoint.clone())
 }
 

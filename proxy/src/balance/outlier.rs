@@ -5,7 +5,6 @@
 mod statistics;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -33,8 +32,6 @@ pub struct Settings {
     pub max_ejection: Duration,
     /// Most endpoints out at once, in percent of those that take requests.
     pub max_ejected_percent: u32,
-    /// Below this share of healthy endpoints, in percent, ejections are ignored: rather all than a crowd on few.
-    pub panic_percent: u32,
 }
 
 /// Envoy's and Istio's counts and times; half the endpoints may go (Envoy: 10 %, which for three endpoints is none).
@@ -48,7 +45,6 @@ impl Default for Settings {
             base_ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(300),
             max_ejected_percent: 50,
-            panic_percent: 30,
         }
     }
 }
@@ -222,14 +218,8 @@ fn may_eject(cluster: &Cluster, settings: &Settings) -> bool {
     after * 100 <= active * u64::from(settings.max_ejected_percent)
 }
 
-/// The endpoints among `active` that may be picked now. Ends ejections whose time is over.
-pub fn healthy(cluster: &Cluster, active: &[Arc<Endpoint>], now: Millis) -> Vec<Arc<Endpoint>> {
-    let healthy: Vec<_> = active.iter().filter(|e| !still_ejected(cluster, e, now)).cloned().collect();
-    let panic_percent = cluster.settings.outlier.map_or(0, |settings| settings.panic_percent) as usize;
-    if healthy.len() * 100 < active.len() * panic_percent { active.to_vec() } else { healthy }
-}
-
-fn still_ejected(cluster: &Cluster, endpoint: &Endpoint, now: Millis) -> bool {
+/// Whether the endpoint is ejected. Ends an ejection whose time is over.
+pub(super) fn still_ejected(cluster: &Cluster, endpoint: &Endpoint, now: Millis) -> bool {
     let until = &endpoint.state.outlier.ejected_until;
     let value = until.load(Ordering::Relaxed);
     if value == 0 {
@@ -254,6 +244,7 @@ pub fn forget_ejection(cluster: &Cluster) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balance::healthy;
     use crate::balance::tests::cluster_of;
     use crate::tables::cluster;
 

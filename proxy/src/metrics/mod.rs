@@ -9,6 +9,7 @@ mod by_cluster;
 mod connections;
 mod edges;
 mod handshakes;
+mod health;
 mod mirrors;
 mod outliers;
 mod probes;
@@ -21,6 +22,7 @@ pub use access_log::{AccessLog, Format as AccessLogFormat, Line as AccessLogLine
 pub use authorization::Authorization;
 pub use connections::{Connections, Open};
 pub use handshakes::Handshakes;
+use health::Health;
 use mirrors::Mirrors;
 use outliers::Outliers;
 pub use probes::Probes;
@@ -66,6 +68,8 @@ pub struct Metrics {
     pub mirrors: Mirrors,
     /// Endpoints taken out.
     pub outliers: Outliers,
+    /// Endpoints asked whether they are well.
+    pub health: Health,
     /// Policies' decisions.
     pub authorization: Authorization,
     /// TLS handshakes.
@@ -88,6 +92,7 @@ impl Metrics {
             retries: Retries::new(&registry)?,
             mirrors: Mirrors::new(&registry)?,
             outliers: Outliers::new(&registry)?,
+            health: Health::new(&registry)?,
             authorization: Authorization::new(&registry)?,
             handshakes: Handshakes::new(&registry)?,
             probes: Probes::new(&registry)?,
@@ -107,6 +112,7 @@ impl Metrics {
         self.retries.retain(&in_use);
         self.mirrors.retain(&in_use);
         self.outliers.retain(&in_use);
+        self.health.retain(&in_use);
     }
 
     /// The exposition, text format 0.0.4; `state` is read from the tables for it.

@@ -2,6 +2,8 @@
 //!
 //! Read when asked for, so nothing has to be kept in step while traffic flows.
 
+use std::sync::atomic::Ordering;
+
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{CounterVec, GaugeVec, Opts};
@@ -14,6 +16,7 @@ pub struct Snapshot {
     open: GaugeVec,
     limits: GaugeVec,
     ejected: GaugeVec,
+    unwell: GaugeVec,
     endpoints: GaugeVec,
     pools: GaugeVec,
     certificate: GaugeVec,
@@ -37,6 +40,11 @@ impl Snapshot {
             open: gauge("heddle_circuit_breaker_open", "What is open towards a cluster now.", &["cluster", "kind"])?,
             limits: gauge("heddle_circuit_breaker_limit", "Most that may be open.", &["cluster", "kind"])?,
             ejected: gauge("heddle_outlier_ejected", "Endpoints of a cluster that are ejected now.", &["cluster"])?,
+            unwell: gauge(
+                "heddle_health_check_unwell",
+                "Endpoints of a cluster that are not well, as they said when asked.",
+                &["cluster"],
+            )?,
             endpoints: gauge("heddle_cluster_endpoints", "Endpoints of a cluster, by state.", &["cluster", "state"])?,
             pools: gauge("heddle_upstream_pool_connections", "Pooled upstream connections.", &["protocol"])?,
             certificate: gauge(
@@ -79,8 +87,12 @@ impl Snapshot {
             self.open.with_label_values(&labels).set(f64::from(cluster.state.breaker.open(kind)));
             self.limits.with_label_values(&labels).set(f64::from(limit));
         }
-        let ejected = cluster.state.ejected.load(std::sync::atomic::Ordering::Relaxed);
+        let ejected = cluster.state.ejected.load(Ordering::Relaxed);
         self.ejected.with_label_values(&[&cluster.name]).set(f64::from(ejected));
+        if cluster.settings.health_check.is_some() {
+            let unwell = cluster.state.unwell.load(Ordering::Relaxed);
+            self.unwell.with_label_values(&[&cluster.name]).set(f64::from(unwell));
+        }
         let endpoints = cluster.endpoints.load();
         let draining = endpoints.endpoints.len() - endpoints.active().len();
         self.endpoints.with_label_values(&[&*cluster.name, "active"]).set(endpoints.active().len() as f64);
@@ -123,6 +135,7 @@ impl Snapshot {
             self.open,
             self.limits,
             self.ejected,
+            self.unwell,
             self.endpoints,
             self.pools,
             self.certificate,

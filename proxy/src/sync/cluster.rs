@@ -21,7 +21,7 @@ use envoy_types::pb::google::protobuf::value;
 use serde::Deserialize;
 
 use super::read::{self, Error, Within, at_most};
-use super::{balancing, outlier};
+use super::{balancing, health, outlier};
 use crate::balance::breaker;
 use crate::tables::ServiceName;
 use crate::tables::cluster::{DEFAULT_RETRY_BUDGET_FLOOR, DEFAULT_RETRY_BUDGET_PERCENT, Settings, UpstreamHttp};
@@ -76,7 +76,7 @@ fn settings(message: &PbCluster, facts: &Facts) -> Result<Settings, Error> {
     let panic = message.common_lb_config.as_ref().and_then(|config| config.healthy_panic_threshold.as_ref());
     let panic = panic.map(read::percent).transpose().within("common_lb_config.healthy_panic_threshold")?;
     let outlier = message.outlier_detection.as_ref();
-    let outlier = outlier.map(|pb| outlier::read(pb, facts.outlier_latency_percent, panic.unwrap_or(ENVOY_PANIC)));
+    let outlier = outlier.map(|pb| outlier::read(pb, facts.outlier_latency_percent));
     let (idle_timeout, upstream_http) = http_options(message)?;
     Ok(Settings {
         policy: balancing::read(message)?,
@@ -86,6 +86,8 @@ fn settings(message: &PbCluster, facts: &Facts) -> Result<Settings, Error> {
         idle_timeout,
         limits: limits(thresholds),
         outlier: outlier.transpose().within("outlier_detection")?,
+        health_check: health::read(&message.health_checks)?.map(Arc::new),
+        panic_percent: panic.unwrap_or(ENVOY_PANIC),
         retry_budget_percent,
         retry_budget_floor,
         upstream_http,

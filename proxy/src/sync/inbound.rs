@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::rbac;
 use super::read::{self, Error, Within, at_most};
 use crate::balance::breaker;
-use crate::tables::cluster::{LoadBalancing, Settings, UpstreamHttp};
+use crate::tables::cluster::{Settings, UpstreamHttp};
 use crate::tables::listener::Protocol;
 use crate::tables::{Egress, Inbound, Mesh, Port, TlsMode};
 
@@ -139,9 +139,6 @@ impl From<TlsFact> for TlsMode {
 impl From<SettingsFacts> for Settings {
     fn from(facts: SettingsFacts) -> Self {
         Self {
-            // There is one application: nothing to choose, and none to take out.
-            policy: LoadBalancing::P2cEwma,
-            slow_start: None,
             connect_timeout: Duration::from_nanos(facts.connect_timeout_nanos),
             idle_timeout: Duration::from_nanos(facts.idle_timeout_nanos),
             limits: breaker::Limits {
@@ -150,6 +147,7 @@ impl From<SettingsFacts> for Settings {
                 requests: facts.requests,
                 retries: facts.retries,
             },
+            // There is one application: nothing to choose, and none to take out.
             outlier: None,
             retry_budget_percent: facts.retry_budget_percent,
             retry_budget_floor: facts.retry_budget_floor,
@@ -158,6 +156,7 @@ impl From<SettingsFacts> for Settings {
                 UpstreamHttpFact::Http1 => UpstreamHttp::Http1,
                 UpstreamHttpFact::Http2 => UpstreamHttp::Http2,
             },
+            ..Self::default()
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod counts;
 pub mod driver;
 pub mod endpoints;
 mod headers;
+mod health;
 pub mod inbound;
 pub mod listener;
 mod outlier;

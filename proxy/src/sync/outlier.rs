@@ -10,7 +10,7 @@ use super::read::{self, Error, Within};
 use crate::balance::outlier::{Settings, Statistics};
 
 /// Reads what a cluster says.
-pub(super) fn read(pb: &OutlierDetection, latency_percent: Option<u32>, panic_percent: u32) -> Result<Settings, Error> {
+pub(super) fn read(pb: &OutlierDetection, latency_percent: Option<u32>) -> Result<Settings, Error> {
     let consecutive_failures = in_a_row(
         "consecutive_5xx",
         read::uint32(pb.enforcing_consecutive_5xx.as_ref(), 100) > 0,
@@ -39,7 +39,6 @@ pub(super) fn read(pb: &OutlierDetection, latency_percent: Option<u32>, panic_pe
         base_ejection,
         max_ejection: longest.max(base_ejection),
         max_ejected_percent: read::percent_uint32(most).within("max_ejection_percent")?,
-        panic_percent,
     })
 }
 

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use http::HeaderName;
 
 use super::{Millis, ServiceName};
-use crate::balance::{breaker, hashed, outlier};
+use crate::balance::{breaker, hashed, health, outlier};
 
 /// Where requests for one Service port go.
 #[derive(Debug)]
@@ -48,6 +48,10 @@ pub struct Settings {
     pub limits: breaker::Limits,
     /// When an endpoint is taken out; `None`: never.
     pub outlier: Option<outlier::Settings>,
+    /// How endpoints are asked whether they are well; `None`: they are not.
+    pub health_check: Option<Arc<health::Check>>,
+    /// Below this share of endpoints that are well and not ejected, in percent, all are used: rather all than a crowd on few.
+    pub panic_percent: u32,
     /// Share of active requests that may be retries, in percent.
     pub retry_budget_percent: u32,
     /// Retries that are always allowed at once, however few requests are active.
@@ -65,6 +69,8 @@ impl Default for Settings {
             idle_timeout: DEFAULT_IDLE_TIMEOUT,
             limits: breaker::Limits::default(),
             outlier: Some(outlier::Settings::default()),
+            health_check: None,
+            panic_percent: DEFAULT_PANIC_PERCENT,
             retry_budget_percent: DEFAULT_RETRY_BUDGET_PERCENT,
             retry_budget_floor: DEFAULT_RETRY_BUDGET_FLOOR,
             upstream_http: UpstreamHttp::AsDownstream,
@@ -132,6 +138,8 @@ pub struct ClusterState {
     pub breaker: breaker::Counts,
     /// Endpoints ejected now; written by `balance::outlier`.
     pub ejected: AtomicU32,
+    /// Endpoints that are not well; written by `balance::health` on the control thread.
+    pub unwell: AtomicU32,
     /// [`Millis`](super::Millis) at which the interval of `balance::outlier` ends; 0: none has begun.
     pub window_ends: AtomicU64,
     /// [`Millis`](super::Millis) up to which one of its endpoints is leaving; written by `balance::leaving`.
@@ -232,6 +240,8 @@ pub struct EndpointState {
     pub since: Millis,
     /// Written by `balance::outlier` as results come in.
     pub outlier: outlier::State,
+    /// What it answered when it was asked; written by `balance::health` on the control thread.
+    pub health: health::State,
     /// [`Millis`](super::Millis) up to which it is leaving; 0: it never said so. Written by `balance::leaving`.
     pub leaving_until: AtomicU64,
     /// [`Millis`](super::Millis) up to which it wants to be left alone; 0: it never said so. Written by `balance::leaving`.
@@ -253,6 +263,7 @@ impl Default for EndpointState {
             id,
             since: Millis::default(),
             outlier: outlier::State::default(),
+            health: health::State::default(),
             leaving_until: AtomicU64::new(0),
             resting_until: AtomicU64::new(0),
         }
@@ -265,6 +276,8 @@ pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Below the keep-alive of common servers (nginx 75 s, Go unlimited, Node 5 s is the exception), so that a
 /// connection is rarely closed by the other side just when it is lent.
 pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Chosen: between Envoy's 50 and Istio's 0.
+pub const DEFAULT_PANIC_PERCENT: u32 = 30;
 /// Chosen as Linkerd and Envoy do: a fifth more load at the worst.
 pub const DEFAULT_RETRY_BUDGET_PERCENT: u32 = 20;
 /// Chosen: with few requests active, a percentage would allow none.

@@ -117,6 +117,11 @@ impl Store {
         self.current.load()
     }
 
+    /// The snapshot in force now, to keep.
+    pub fn load_full(&self) -> Arc<Tables> {
+        self.current.load_full()
+    }
+
     /// Puts `tables` in force, whole, and wakes whoever waits for them.
     pub fn publish(&self, tables: Tables) {
         self.current.store(Arc::new(tables));

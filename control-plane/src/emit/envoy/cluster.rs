@@ -11,7 +11,8 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy, TransportSocketMatch,
 };
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as PbCluster};
-use envoy_types::pb::envoy::config::core::v3::BindConfig;
+use envoy_types::pb::envoy::config::core::v3::health_check::TlsOptions;
+use envoy_types::pb::envoy::config::core::v3::{BindConfig, HealthCheck};
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
@@ -21,8 +22,8 @@ use envoy_types::pb::google::protobuf::Any;
 use heddle_xds::resource::Resource;
 
 use super::{Settings as EnvoySettings, http, tls};
-use crate::emit::{balancing, outlier, pb};
-use crate::model::{Cluster, Outlier, Settings, SpiffeId, UpstreamHttp};
+use crate::emit::{balancing, health, outlier, pb};
+use crate::model::{Cluster, HealthQuestion, Settings, SpiffeId, UpstreamHttp};
 
 /// A cluster whose endpoints are asked for by its name.
 pub fn eds(cluster: &Cluster, settings: &EnvoySettings) -> Resource {
@@ -31,7 +32,10 @@ pub fn eds(cluster: &Cluster, settings: &EnvoySettings) -> Resource {
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(pb::ads()), service_name: String::new() }),
         transport_socket_matches: mutual_tls(cluster, settings),
         outlier_detection: cluster.settings.outlier.map(outlier::detection),
-        common_lb_config: Some(panic_threshold(cluster.settings.outlier)),
+        health_checks: health_checks(&cluster.settings),
+        // An endpoint that is gone is gone, whatever it last answered.
+        ignore_health_on_host_removal: true,
+        common_lb_config: Some(panic_threshold(&cluster.settings)),
         ..base(cluster.name.as_str(), &cluster.settings, balancing::balanced(&cluster.settings))
     };
     Resource::encode(cluster.name.shared(), &message, pb::sources(&cluster.sources))
@@ -98,6 +102,18 @@ fn base(name: &str, settings: &Settings, balanced: PbCluster) -> PbCluster {
     }
 }
 
+/// Over a meshed endpoint's mutual TLS they offer what they speak, as requests do.
+fn health_checks(settings: &Settings) -> Vec<HealthCheck> {
+    let Some(check) = &settings.health_check else { return Vec::new() };
+    let alpn: &[&str] = match (&check.question, settings.upstream_http) {
+        (HealthQuestion::Tcp, _) => &tls::OFFER_TCP,
+        (HealthQuestion::Grpc { .. }, _) | (HealthQuestion::Http { .. }, UpstreamHttp::Http2) => &tls::OFFER_HTTP2,
+        (HealthQuestion::Http { .. }, UpstreamHttp::AsDownstream | UpstreamHttp::Http1) => &tls::OFFER_HTTP1,
+    };
+    let alpn_protocols = alpn.iter().map(|name| (*name).to_owned()).collect();
+    vec![health::check(check, settings.upstream_http, Some(TlsOptions { alpn_protocols }))]
+}
+
 /// The ALPN here is for copies of requests, which come without what listeners say is offered.
 fn mutual_tls(cluster: &Cluster, settings: &EnvoySettings) -> Vec<TransportSocketMatch> {
     if cluster.identities.is_empty() {
@@ -131,8 +147,9 @@ fn protocol(settings: &Settings) -> Any {
 }
 
 /// Without ejection nothing is ignored: Envoy's default of 50 % would send requests to draining endpoints.
-fn panic_threshold(outlier: Option<Outlier>) -> CommonLbConfig {
-    let percent = outlier.map_or(0, |outlier| outlier.panic_percent.min(100));
+fn panic_threshold(settings: &Settings) -> CommonLbConfig {
+    let told = settings.outlier.is_some() || settings.health_check.is_some();
+    let percent = if told { settings.panic_percent } else { 0 };
     CommonLbConfig { healthy_panic_threshold: Some(pb::percent(percent)), ..CommonLbConfig::default() }
 }
 

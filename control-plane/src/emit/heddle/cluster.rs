@@ -30,7 +30,7 @@ use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use heddle_xds::resource::Resource;
 use serde::Serialize;
 
-use crate::emit::{balancing, outlier, pb};
+use crate::emit::{balancing, health, outlier, pb};
 use crate::model::cluster::Settings;
 use crate::model::{Cluster, ServiceName, SourceRef, SpiffeId, UpstreamHttp};
 
@@ -44,8 +44,13 @@ pub fn cluster(cluster: &Cluster) -> Resource {
         connect_timeout: Some(pb::duration(settings.connect_timeout)),
         circuit_breakers: Some(circuit_breakers(settings)),
         outlier_detection: settings.outlier.map(outlier::detection),
-        common_lb_config: settings.outlier.as_ref().map(|outlier| CommonLbConfig {
-            healthy_panic_threshold: Some(pb::percent(outlier.panic_percent)),
+        health_checks: settings
+            .health_check
+            .iter()
+            .map(|check| health::check(check, settings.upstream_http, None))
+            .collect(),
+        common_lb_config: Some(CommonLbConfig {
+            healthy_panic_threshold: Some(pb::percent(settings.panic_percent)),
             ..CommonLbConfig::default()
         }),
         typed_extension_protocol_options: HashMap::from([(
