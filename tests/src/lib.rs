@@ -12,6 +12,7 @@
 
 pub mod ads;
 pub mod chart;
+pub mod clients;
 pub mod cluster;
 pub mod envoy;
 pub mod gate;

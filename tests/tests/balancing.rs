@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use heddle_tests::envoy::Envoy;
+use heddle_tests::clients::{Clients, WORKLOADS};
 use heddle_tests::live::{LiveMesh, shop, vip};
 use heddle_tests::pods::MeshPod;
 use heddle_tests::{PATIENCE, eventually, h2c, metrics, origin, talk};
@@ -20,19 +20,16 @@ const SERVERS: [(&str, u8); 4] = [("api-a", 10), ("api-b", 11), ("api-c", 12), (
 
 #[test]
 fn a_key_goes_to_the_same_endpoint_from_both_sidecars() {
-    let clients = [("heddle-client", 2, "client", "client"), ("envoy-client", 3, "client", "client")];
     let servers = SERVERS.map(|(name, number)| (name, number, "api", "api"));
-    let workloads = [&clients[..], &servers[..]].concat();
+    let workloads = [&WORKLOADS[..], &servers[..]].concat();
     let mesh = LiveMesh::start(&[("shop.yaml", &shop(&workloads, &[("api", 1, "api")]))]);
-    let heddle = mesh.workload("heddle-client", 2, "client", 2);
-    let other = mesh.pod("envoy-client", 3);
-    let _envoy = Envoy::start(&mesh, &other, env!("CARGO_BIN_EXE_heddle-under-test"), "envoy-client", "client", &[]);
+    let clients = Clients::start(&mesh, env!("CARGO_BIN_EXE_heddle-under-test"));
     let pods = SERVERS.map(|(name, number)| {
         let pod = mesh.workload(name, number, "api", 1);
         origin::echo(&pod, 8080, name);
         pod
     });
-    for pod in [&heddle, &other] {
+    for (_, pod) in clients.each() {
         eventually("every server answers", || {
             let seen: BTreeSet<_> = (0..KEYS).map(|_| server(pod, "GET / HTTP/1.1\r\n")).collect();
             (seen.len() == SERVERS.len()).then_some(())
@@ -52,14 +49,14 @@ fn a_key_goes_to_the_same_endpoint_from_both_sidecars() {
                 (0..KEYS).map(|key| server(pod, &request.replace("KEY", &format!("key-{key}")))).collect()
             };
             eventually(&format!("both sidecars choose by {rule}"), || {
-                let of_heddle = by_keys(&heddle);
+                let of_heddle = by_keys(&clients.heddle);
                 let distinct = of_heddle.iter().collect::<BTreeSet<_>>().len();
                 // Its own address is all that two clients do not share.
                 if hash_on.contains("SourceIP") {
-                    let of_other = by_keys(&other).into_iter().collect::<BTreeSet<_>>();
+                    let of_other = by_keys(&clients.other).into_iter().collect::<BTreeSet<_>>();
                     return (distinct == 1 && of_other.len() == 1).then_some(());
                 }
-                let same = by_keys(&other) == of_heddle && by_keys(&heddle) == of_heddle;
+                let same = by_keys(&clients.other) == of_heddle && by_keys(&clients.heddle) == of_heddle;
                 (distinct > 1 && same).then_some(())
             });
         }
@@ -101,20 +98,17 @@ fn a_long_lived_connection_reaches_endpoints_that_come_later() {
 
 #[test]
 fn endpoints_of_other_zones_help_out_while_those_of_the_clients_own_are_not_well() {
-    let clients = [("heddle-client", 2, "client", "client"), ("envoy-client", 3, "client", "client")];
     let servers = [("near", 10, "api", "api"), ("far", 11, "api", "api")];
-    let mut manifests = shop(&[&clients[..], &servers[..]].concat(), &[("api", 1, "api")]);
+    let mut manifests = shop(&[&WORKLOADS[..], &servers[..]].concat(), &[("api", 1, "api")]);
     manifests = manifests.replace("spec:\n  clusterIP", "spec:\n  trafficDistribution: PreferSameZone\n  clusterIP");
-    for (name, _, _, app) in clients.iter().chain(&servers) {
+    for (name, _, _, app) in WORKLOADS.iter().chain(&servers) {
         let zone = if *name == "far" { "b" } else { "a" };
         let labels = |zone: &str| format!("name: {name}, namespace: shop, labels: {{ app: {app}{zone} }}");
         manifests = manifests.replace(&labels(""), &labels(&format!(", topology.kubernetes.io/zone: {zone}")));
     }
     manifests.push_str(&format!("---{}", POLICY.replace("loadBalancing: RULE", OUTLIERS)));
     let mesh = LiveMesh::start(&[("shop.yaml", &manifests)]);
-    let heddle = mesh.workload("heddle-client", 2, "client", 2);
-    let other = mesh.pod("envoy-client", 3);
-    let _envoy = Envoy::start(&mesh, &other, env!("CARGO_BIN_EXE_heddle-under-test"), "envoy-client", "client", &[]);
+    let clients = Clients::start(&mesh, env!("CARGO_BIN_EXE_heddle-under-test"));
     let near = mesh.workload("near", 10, "api", 1);
     let far = mesh.workload("far", 11, "api", 1);
     let well = Arc::new(AtomicBool::new(true));
@@ -124,7 +118,7 @@ fn endpoints_of_other_zones_help_out_while_those_of_the_clients_own_are_not_well
         Response::builder().status(status).body(Full::from("near")).unwrap()
     });
     origin::echo(&far, 8080, "far");
-    for (sidecar, pod) in [("heddle-proxy", &heddle), ("Envoy", &other)] {
+    for (sidecar, pod) in clients.each() {
         let ask = || talk::get(pod, vip(1), "/");
         eventually("the near one answers", || (ask().body == "near").then_some(()));
         assert!((0..20).all(|_| ask().body == "near"), "{sidecar}: none goes far");

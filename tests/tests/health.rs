@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use heddle_tests::envoy::Envoy;
+use heddle_tests::clients::{Clients, WORKLOADS};
 use heddle_tests::live::{LiveMesh, shop, vip};
 use heddle_tests::pods::MeshPod;
 use heddle_tests::{eventually, metrics, origin, talk};
@@ -18,9 +18,7 @@ use http_body_util::{BodyExt, Full};
 /// Two clients, one of them with an Envoy, and two servers whose health is the test's to say. What is declared first is
 /// stopped first.
 struct World {
-    _envoy: Envoy,
-    heddle: MeshPod,
-    other: MeshPod,
+    clients: Clients,
     _servers: [MeshPod; 2],
     well: [Arc<AtomicBool>; 2],
     mesh: LiveMesh,
@@ -28,9 +26,8 @@ struct World {
 
 impl World {
     fn new(policy: &str) -> Self {
-        let clients = [("heddle-client", 2, "client", "client"), ("envoy-client", 3, "client", "client")];
         let servers = [("api-a", 10, "api", "api"), ("api-b", 11, "api", "api")];
-        let manifests = shop(&[&clients[..], &servers[..]].concat(), &[("api", 1, "api")]);
+        let manifests = shop(&[&WORKLOADS[..], &servers[..]].concat(), &[("api", 1, "api")]);
         let mesh = LiveMesh::start(&[("shop.yaml", &manifests), ("policy.yaml", &POLICY.replace("CHECK", policy))]);
         let well = [(); 2].map(|()| Arc::new(AtomicBool::new(true)));
         let servers = [("api-a", 10, &well[0]), ("api-b", 11, &well[1])].map(|(name, number, well)| {
@@ -39,11 +36,8 @@ impl World {
             origin::http(&pod, 8080, move |request| answer(name, &request, well.load(Ordering::SeqCst)));
             pod
         });
-        let heddle = mesh.workload("heddle-client", 2, "client", 2);
-        let other = mesh.pod("envoy-client", 3);
-        let binary = env!("CARGO_BIN_EXE_heddle-under-test");
-        let envoy = Envoy::start(&mesh, &other, binary, "envoy-client", "client", &[]);
-        Self { _envoy: envoy, heddle, other, _servers: servers, well, mesh }
+        let clients = Clients::start(&mesh, env!("CARGO_BIN_EXE_heddle-under-test"));
+        Self { clients, _servers: servers, well, mesh }
     }
 
     fn say(&self, well: [bool; 2]) {
@@ -52,7 +46,7 @@ impl World {
 
     /// Waits until both clients reach these servers and no others.
     fn reached(&self, expected: &[&str]) {
-        for (sidecar, pod) in [("heddle-proxy", &self.heddle), ("Envoy", &self.other)] {
+        for (sidecar, pod) in self.clients.each() {
             eventually(&format!("{sidecar} reaches {expected:?}"), || {
                 let answers = (0..20).map(|_| talk::get(pod, vip(1), "/"));
                 let seen: BTreeSet<_> = answers.map(|answer| (answer.status(), answer.body)).collect();
@@ -94,14 +88,14 @@ fn who_says_over_http_that_it_is_not_well_gets_no_requests_until_it_is() {
     world.reached(&["api-a", "api-b"]);
     world.say([false, false]);
     eventually("neither is well", || {
-        let page = metrics::page(&world.heddle);
+        let page = metrics::page(&world.clients.heddle);
         (metrics::sum(&page, "heddle_health_check_unwell", &[]) == 2.0).then_some(())
     });
     world.reached(&["api-a", "api-b"]);
     // To another question both say yes.
     world.mesh.apply("policy.yaml", &POLICY.replace("CHECK", "http: { path: / }"));
     eventually("both are asked for something else", || {
-        let page = metrics::page(&world.heddle);
+        let page = metrics::page(&world.clients.heddle);
         (metrics::sum(&page, "heddle_health_check_unwell", &[]) == 0.0).then_some(())
     });
 }

@@ -10,14 +10,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, header};
-use hyper::body::{Body as _, Incoming};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use hyper::body::Incoming;
 
-use super::body::{Broken, Counter, Replay, RequestBody};
-use super::client_body::ClientBody;
+use super::deadline::{self, earliest};
 use super::error::{Cause, Error, Fault, X_HEDDLE_DRAINING, X_HEDDLE_UNDELIVERED};
-use super::tee::Feed;
+use super::source::Source;
 use crate::balance::breaker::{self, Kind, Permit};
 use crate::balance::{self, Nothing, leaving, outlier};
 use crate::tables::cluster::{Cluster, Endpoint, EndpointTls};
@@ -25,6 +23,8 @@ use crate::tables::route::{RetryPolicy, Rule};
 use crate::upstream::{self, Lease, Towards, Version};
 use crate::worker::Worker;
 
+/// Tells the application which attempt a request is, from the second on.
+pub const X_HEDDLE_ATTEMPT: HeaderName = HeaderName::from_static("x-heddle-attempt");
 /// Retries of what was never delivered. Chosen: enough to leave two dead endpoints behind.
 const MAX_UNDELIVERED_RETRIES: u32 = 2;
 
@@ -36,8 +36,10 @@ pub struct Target<'r> {
     pub cluster: &'r Arc<Cluster>,
     /// Timeouts and retries; `None` towards the application, which has none.
     pub rule: Option<&'r Rule>,
-    /// The route's deadline.
+    /// When its response must have ended.
     pub deadline: Option<Instant>,
+    /// It is gRPC: its server is told how long it has.
+    pub grpc: bool,
     /// Inbound: the cluster is the application beside us.
     pub towards: Towards,
     /// The version it leaves in.
@@ -63,7 +65,7 @@ pub async fn send(
         let endpoint = pick(target, &tries.endpoints)?;
         tries.endpoints.push(endpoint.id());
         tried(&endpoint);
-        let outcome = attempt(target, endpoint, &mut source, tries.permit.take()).await;
+        let outcome = attempt(target, endpoint, &mut source, tries.endpoints.len(), tries.permit.take()).await;
         let retry = match &outcome {
             Ok((response, _)) => policy.filter(|policy| asks_for_retry(policy, response)).map(|_| Retry::ByPolicy),
             Err(failed) => failed.retry(&source, policy),
@@ -186,12 +188,13 @@ async fn attempt(
     target: &Target<'_>,
     endpoint: Arc<Endpoint>,
     source: &mut Source,
+    number: usize,
     retry_permit: Option<Permit>,
 ) -> Result<(Response<Incoming>, Lease), Failed> {
     let Target { worker, cluster, .. } = target;
     let begun = Instant::now();
     let mut under_way = UnderWay::begin(worker, endpoint.id());
-    let outcome = exchange(target, &endpoint, source, begun).await;
+    let outcome = exchange(target, &endpoint, source, number, begun).await;
     // From when the request left: what a new connection cost says nothing about the next request.
     under_way.latency = outcome.as_ref().ok().map(|(_, lease)| lease.lent.elapsed());
     let latency = under_way.latency;
@@ -248,6 +251,7 @@ async fn exchange(
     target: &Target<'_>,
     endpoint: &Arc<Endpoint>,
     source: &mut Source,
+    number: usize,
     begun: Instant,
 ) -> Result<(Response<Incoming>, Lease), Failed> {
     let Target { worker, cluster, .. } = target;
@@ -256,11 +260,18 @@ async fn exchange(
         lent.map_err(|error| Failed { never_delivered: error.cause.never_delivered(), error, reused: false })?;
     let reused = lease.reused;
     let failed = |error: Error, never_delivered| Failed { error, never_delivered, reused };
-    let Some(request) = source.request() else {
+    let Some(mut request) = source.request() else {
         return Err(failed(Cause::ResetBeforeResponse.into(), false));
     };
     let try_deadline = target.rule.and_then(|rule| rule.try_timeout).map(|limit| begun + limit);
-    let sent = match earliest(target.deadline, try_deadline) {
+    let limit = earliest(target.deadline, try_deadline);
+    if number > 1 && target.towards == Towards::Network {
+        request.headers_mut().insert(X_HEDDLE_ATTEMPT, HeaderValue::from(number));
+    }
+    if let Some(limit) = limit.filter(|_| target.grpc) {
+        deadline::tell(request.headers_mut(), limit.saturating_duration_since(Instant::now()));
+    }
+    let sent = match limit {
         None => lease.send(request).await,
         Some(limit) => match tokio::time::timeout_at(limit.into(), lease.send(request)).await {
             Ok(sent) => sent,
@@ -316,97 +327,6 @@ async fn back_off(target: &Target<'_>, policy: &RetryPolicy, retries: u32) {
     tokio::time::sleep(ceiling.mul_f64(share)).await;
 }
 
-fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
-}
-
 fn passed(deadline: Option<Instant>) -> bool {
     deadline.is_some_and(|deadline| deadline.saturating_duration_since(Instant::now()) == Duration::ZERO)
-}
-
-/// A request that can be sent, and perhaps sent again.
-pub struct Source {
-    /// Gone once sent, if the request cannot be sent again.
-    head: Option<Parts>,
-    body: SourceBody,
-    /// Set by the body.
-    broken: Broken,
-    idempotent: bool,
-    keep: bool,
-}
-
-enum SourceBody {
-    Empty,
-    /// Gone once sent.
-    Once(Option<RequestBody>),
-    Replay(Replay),
-}
-
-impl Source {
-    /// A client's request, its body counted by `counter` and copied to `feeds`, which only requests towards the network have.
-    pub fn new(head: Parts, body: ClientBody, towards: Towards, counter: Counter, feeds: Vec<Feed>) -> Self {
-        let idempotent = is_idempotent(&head.method);
-        // Towards the application only idempotent requests are sent again once they have left; what hyper hands back
-        // unsent needs no copy.
-        let keep = towards == Towards::Network || idempotent;
-        let broken = Broken::default();
-        let body = if body.is_end_stream() {
-            SourceBody::Empty
-        } else if keep {
-            SourceBody::Replay(Replay::new(body, counter, broken.clone(), feeds))
-        } else {
-            SourceBody::Once(Some(RequestBody::Once(body, counter, broken.clone())))
-        };
-        Self { head: Some(head), body, broken, idempotent, keep }
-    }
-
-    /// A copy of a request, which is sent again only if nothing of it was.
-    pub fn copy(head: Parts, body: RequestBody) -> Self {
-        let body = if let RequestBody::Empty = body { SourceBody::Empty } else { SourceBody::Once(Some(body)) };
-        Self { head: Some(head), body, broken: Broken::default(), idempotent: false, keep: false }
-    }
-
-    /// The request for one attempt; `None` if it is gone.
-    fn request(&mut self) -> Option<Request<RequestBody>> {
-        let head = if self.keep { self.head.clone() } else { self.head.take() }?;
-        let body = match &mut self.body {
-            SourceBody::Empty => RequestBody::Empty,
-            SourceBody::Once(body) => body.take()?,
-            SourceBody::Replay(replay) => replay.reader(),
-        };
-        Some(Request::from_parts(head, body))
-    }
-
-    /// Takes back a request of which nothing was sent.
-    fn restore(&mut self, unsent: Request<RequestBody>) {
-        let (head, body) = unsent.into_parts();
-        self.head = Some(head);
-        if let SourceBody::Once(gone) = &mut self.body {
-            *gone = Some(body);
-        }
-    }
-
-    /// No further attempt will be made.
-    fn commit(&mut self) {
-        if let SourceBody::Replay(replay) = &self.body {
-            replay.commit();
-        }
-    }
-
-    fn can_send_again(&self) -> bool {
-        let body = match &self.body {
-            SourceBody::Empty => true,
-            SourceBody::Once(body) => body.is_some(),
-            SourceBody::Replay(replay) => replay.can_replay(),
-        };
-        body && self.head.is_some()
-    }
-}
-
-/// RFC 9110 §9.2.2.
-fn is_idempotent(method: &Method) -> bool {
-    method.is_safe() || matches!(*method, Method::PUT | Method::DELETE)
 }

@@ -11,11 +11,12 @@ use http::request::Parts;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
-use super::attempt::{self, Source, Target};
+use super::attempt::{self, Target};
 use super::body::RequestBody;
 use super::client_body::ClientBody;
 use super::error::Error;
 use super::request::upstream_version;
+use super::source::Source;
 use super::tee::{Feed, tee};
 use super::translate;
 use crate::tables::Cluster;
@@ -70,6 +71,7 @@ async fn exchange(
         cluster,
         rule: None,
         deadline: Some(Instant::now() + PATIENCE),
+        grpc: false,
         towards: Towards::Network,
         version,
         session: None,

@@ -15,12 +15,13 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, heade
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 
-use super::attempt::{self, Source, Target};
+use super::attempt::{self, Target, X_HEDDLE_ATTEMPT};
 use super::body::{Body, Failure};
 use super::client_body::ClientBody;
 use super::error::{self, Cause, Error};
 use super::filter::{self, Verdict};
-use super::{cors, guard, hash, headers, identity, mirror, route, session, trace, translate, upgrade};
+use super::source::Source;
+use super::{cors, deadline, guard, hash, headers, identity, mirror, route, session, trace, translate, upgrade};
 use crate::authz::{self, Decision, Facts, HttpFacts, Readings};
 use crate::balance;
 use crate::drain::Phase;
@@ -227,6 +228,9 @@ async fn serve(
     let arrived = Instant::now();
     trace::begin(&mut head.headers, &mut connection.worker.rng.borrow_mut());
     headers::name_host(&mut head, connection.original_dst);
+    if !connection.is_from_sidecar() {
+        head.headers.remove(X_HEDDLE_ATTEMPT);
+    }
     if let Some(inbound) = &connection.inbound {
         return serve_inbound(connection, inbound, head, body, record).await;
     }
@@ -262,7 +266,8 @@ async fn serve(
         worker: &connection.worker,
         cluster,
         rule: Some(rule),
-        deadline: rule.request_timeout.map(|timeout| arrived + timeout),
+        deadline: deadline::of(arrived, rule.request_timeout, record.grpc, &head.headers),
+        grpc: record.grpc,
         towards: Towards::Network,
         version: upstream_version(cluster, head.version),
         session,
@@ -291,6 +296,7 @@ async fn serve_inbound(
         cluster: &inbound.application,
         rule: None,
         deadline: None,
+        grpc: false,
         towards: Towards::Application,
         version: upstream_version(&inbound.application, head.version),
         session: None,

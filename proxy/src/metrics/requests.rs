@@ -145,6 +145,8 @@ pub struct Record {
     started: Instant,
     edge: Edge,
     line: Option<Box<Line>>,
+    /// It is gRPC.
+    pub grpc: bool,
     /// Of the response.
     pub status: StatusCode,
     grpc_status: Option<u16>,
@@ -167,6 +169,7 @@ impl Record {
             started: Instant::now(),
             edge: Edge::new(direction, protocol, caller.map(|caller| &**caller)),
             line: None,
+            grpc,
             status: client_closed(),
             grpc_status: None,
             cause: None,

@@ -156,7 +156,9 @@ fn share(rule: &Rule, backend: &Backend, clusters: &Clusters<'_>) -> Share {
     }
 }
 
-/// Timeouts and retries; without a timeout Envoy would take 15 s.
+/// Timeouts and retries; without a timeout Envoy would take 15 s. A gRPC client's own timeout is left to the client: of the two
+/// fields that make Envoy keep it, `max_grpc_timeout` is deprecated and warns for each route, and `max_stream_duration` takes
+/// the place of `timeout`.
 fn forward(rule: &Rule) -> RouteAction {
     RouteAction {
         timeout: Some(pb::duration(rule.request_timeout.unwrap_or(Duration::ZERO))),

@@ -1,0 +1,96 @@
+//! A request for as many attempts as it takes: what of it is kept, and until when.
+
+use http::request::Parts;
+use http::{Method, Request};
+use hyper::body::Body as _;
+
+use super::body::{Broken, Counter, Replay, RequestBody};
+use super::client_body::ClientBody;
+use super::tee::Feed;
+use crate::upstream::Towards;
+
+/// A request that can be sent, and perhaps sent again.
+pub struct Source {
+    /// Gone once sent, if the request cannot be sent again.
+    head: Option<Parts>,
+    body: SourceBody,
+    /// Set by the body.
+    pub broken: Broken,
+    /// Whether sending it twice is as good as once.
+    pub idempotent: bool,
+    keep: bool,
+}
+
+enum SourceBody {
+    Empty,
+    /// Gone once sent.
+    Once(Option<RequestBody>),
+    Replay(Replay),
+}
+
+impl Source {
+    /// A client's request, its body counted by `counter` and copied to `feeds`, which only requests towards the network have.
+    pub fn new(head: Parts, body: ClientBody, towards: Towards, counter: Counter, feeds: Vec<Feed>) -> Self {
+        let idempotent = is_idempotent(&head.method);
+        // Towards the application only idempotent requests are sent again once they have left; what hyper hands back
+        // unsent needs no copy.
+        let keep = towards == Towards::Network || idempotent;
+        let broken = Broken::default();
+        let body = if body.is_end_stream() {
+            SourceBody::Empty
+        } else if keep {
+            SourceBody::Replay(Replay::new(body, counter, broken.clone(), feeds))
+        } else {
+            SourceBody::Once(Some(RequestBody::Once(body, counter, broken.clone())))
+        };
+        Self { head: Some(head), body, broken, idempotent, keep }
+    }
+
+    /// A copy of a request, which is sent again only if nothing of it was.
+    pub fn copy(head: Parts, body: RequestBody) -> Self {
+        let body = if let RequestBody::Empty = body { SourceBody::Empty } else { SourceBody::Once(Some(body)) };
+        Self { head: Some(head), body, broken: Broken::default(), idempotent: false, keep: false }
+    }
+
+    /// The request for one attempt; `None` if it is gone.
+    pub fn request(&mut self) -> Option<Request<RequestBody>> {
+        let head = if self.keep { self.head.clone() } else { self.head.take() }?;
+        let body = match &mut self.body {
+            SourceBody::Empty => RequestBody::Empty,
+            SourceBody::Once(body) => body.take()?,
+            SourceBody::Replay(replay) => replay.reader(),
+        };
+        Some(Request::from_parts(head, body))
+    }
+
+    /// Takes back a request of which nothing was sent.
+    pub fn restore(&mut self, unsent: Request<RequestBody>) {
+        let (head, body) = unsent.into_parts();
+        self.head = Some(head);
+        if let SourceBody::Once(gone) = &mut self.body {
+            *gone = Some(body);
+        }
+    }
+
+    /// No further attempt will be made.
+    pub fn commit(&mut self) {
+        if let SourceBody::Replay(replay) = &self.body {
+            replay.commit();
+        }
+    }
+
+    /// Whether another attempt could be made.
+    pub fn can_send_again(&self) -> bool {
+        let body = match &self.body {
+            SourceBody::Empty => true,
+            SourceBody::Once(body) => body.is_some(),
+            SourceBody::Replay(replay) => replay.can_replay(),
+        };
+        body && self.head.is_some()
+    }
+}
+
+/// RFC 9110 §9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    method.is_safe() || matches!(*method, Method::PUT | Method::DELETE)
+}
