@@ -25,37 +25,110 @@ pub use pod::Pod;
 pub use route::Route;
 pub use touch::{Touched, touched};
 
-/// The kinds that are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// `v1`
-    Namespace,
-    /// `v1`
-    ServiceAccount,
-    /// `v1`
-    Service,
-    /// `v1`
-    Pod,
-    /// `discovery.k8s.io/v1`
-    EndpointSlice,
-    /// `gateway.networking.k8s.io/v1`
-    HttpRoute,
-    /// `gateway.networking.k8s.io/v1`
-    GrpcRoute,
-    /// `gateway.networking.k8s.io/v1`
-    TlsRoute,
-    /// `gateway.networking.k8s.io/v1alpha2`
-    TcpRoute,
-    /// `gateway.networking.k8s.io/v1`
-    ReferenceGrant,
-    /// `heddle.dev/v1alpha1`
-    Workload,
-    /// `heddle.dev/v1alpha1`
-    TrafficPolicy,
-    /// `heddle.dev/v1alpha1`
-    AuthorizationPolicy,
-    /// `heddle.dev/v1alpha1`
-    MeshTlsPolicy,
+/// Makes what there is once for each kind, so that a new one is a line here. The order is that in which kinds are listed.
+macro_rules! kinds {
+    ($($kind:ident = $name:literal of $version:literal: $object:ty, in $table:ident;)*) => {
+        /// The kinds that are read.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Kind {
+            $(#[doc = concat!("`", $version, "`")] $kind,)*
+        }
+
+        /// All kinds, in the order of [`Kind`].
+        pub const KINDS: [Kind; [$(Kind::$kind),*].len()] = [$(Kind::$kind),*];
+
+        /// One object of any kind. Equal when it says the same.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Object {
+            $(#[doc = concat!("`", $name, "`")] $kind(Arc<$object>),)*
+        }
+
+        /// The snapshot. Cloning it is cheap.
+        #[derive(Debug, Clone, Default)]
+        pub struct Objects {
+            $(#[doc = concat!("`", $name, "`")] pub $table: Table<$object>,)*
+            index: Index,
+            generation: u64,
+        }
+
+        impl Kind {
+            /// As manifests write it.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$kind => $name,)* }
+            }
+        }
+
+        impl Object {
+            /// Its kind.
+            pub fn kind(&self) -> Kind {
+                match self { $(Self::$kind(_) => Kind::$kind,)* }
+            }
+
+            /// Its metadata.
+            pub fn metadata(&self) -> &ObjectMeta {
+                match self { $(Self::$kind(object) => &object.metadata,)* }
+            }
+
+            /// Whether both are one shared value.
+            pub fn same(&self, other: &Self) -> bool {
+                match (self, other) {
+                    $((Self::$kind(a), Self::$kind(b)) => Arc::ptr_eq(a, b),)*
+                    _ => false,
+                }
+            }
+        }
+
+        impl Objects {
+            /// The object under `key`.
+            pub fn object(&self, key: &ObjectKey) -> Option<Object> {
+                match key.kind {
+                    $(Kind::$kind => self.$table.get(&key.namespace, &key.name).cloned().map(Object::$kind),)*
+                }
+            }
+
+            /// The keys of one kind's objects, in order.
+            pub fn keys_of(&self, kind: Kind) -> Vec<ObjectKey> {
+                match kind { $(Kind::$kind => self.$table.keys(kind),)* }
+            }
+
+            /// What was added, removed or replaced since `before`. An object that is the same shared value is unchanged.
+            pub fn changed_since(&self, before: &Self) -> BTreeSet<ObjectKey> {
+                let mut keys = BTreeSet::new();
+                $(self.$table.changed(&before.$table, Kind::$kind, &mut keys);)*
+                keys
+            }
+
+            /// How many objects of a kind there are.
+            pub fn count(&self, kind: Kind) -> usize {
+                match kind { $(Kind::$kind => self.$table.len(),)* }
+            }
+
+            fn insert(&mut self, ObjectKey { namespace, name, .. }: ObjectKey, object: Object) {
+                match object { $(Object::$kind(object) => self.$table.insert(namespace, name, object),)* }
+            }
+
+            fn take_out(&mut self, key: &ObjectKey) {
+                match key.kind { $(Kind::$kind => self.$table.remove(&key.namespace, &key.name),)* }
+            }
+        }
+    };
+}
+
+kinds! {
+    Namespace = "Namespace" of "v1": Namespace, in namespaces;
+    ServiceAccount = "ServiceAccount" of "v1": ServiceAccount, in service_accounts;
+    Service = "Service" of "v1": Service, in services;
+    Pod = "Pod" of "v1": Pod, in pods;
+    EndpointSlice = "EndpointSlice" of "discovery.k8s.io/v1": EndpointSlice, in endpoint_slices;
+    HttpRoute = "HTTPRoute" of "gateway.networking.k8s.io/v1": Route, in http_routes;
+    GrpcRoute = "GRPCRoute" of "gateway.networking.k8s.io/v1": Route, in grpc_routes;
+    TlsRoute = "TLSRoute" of "gateway.networking.k8s.io/v1": Route, in tls_routes;
+    TcpRoute = "TCPRoute" of "gateway.networking.k8s.io/v1alpha2": Route, in tcp_routes;
+    ReferenceGrant = "ReferenceGrant" of "gateway.networking.k8s.io/v1": ReferenceGrant, in reference_grants;
+    Workload = "Workload" of "heddle.dev/v1alpha1": Workload, in workloads;
+    TrafficPolicy = "TrafficPolicy" of "heddle.dev/v1alpha1": TrafficPolicy, in traffic_policies;
+    AuthorizationPolicy = "AuthorizationPolicy" of "heddle.dev/v1alpha1": AuthorizationPolicy, in authorization_policies;
+    MeshTlsPolicy = "MeshTLSPolicy" of "heddle.dev/v1alpha1": MeshTlsPolicy, in mesh_tls_policies;
 }
 
 /// An object by kind, namespace and name; shown as `<Kind> <namespace>/<name>`.
@@ -69,80 +142,12 @@ pub struct ObjectKey {
     pub name: Arc<str>,
 }
 
-/// One object of any kind. Equal when it says the same.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Object {
-    /// A Namespace.
-    Namespace(Arc<Namespace>),
-    /// A ServiceAccount.
-    ServiceAccount(Arc<ServiceAccount>),
-    /// A Service.
-    Service(Arc<Service>),
-    /// A Pod.
-    Pod(Arc<Pod>),
-    /// An EndpointSlice.
-    EndpointSlice(Arc<EndpointSlice>),
-    /// An HTTPRoute.
-    HttpRoute(Arc<Route>),
-    /// A GRPCRoute.
-    GrpcRoute(Arc<Route>),
-    /// A TLSRoute.
-    TlsRoute(Arc<Route>),
-    /// A TCPRoute.
-    TcpRoute(Arc<Route>),
-    /// A ReferenceGrant.
-    ReferenceGrant(Arc<ReferenceGrant>),
-    /// A Workload.
-    Workload(Arc<Workload>),
-    /// A TrafficPolicy.
-    TrafficPolicy(Arc<TrafficPolicy>),
-    /// An AuthorizationPolicy.
-    AuthorizationPolicy(Arc<AuthorizationPolicy>),
-    /// A MeshTLSPolicy.
-    MeshTlsPolicy(Arc<MeshTlsPolicy>),
-}
-
 /// All objects of one kind, by namespace. Snapshots share what did not change: the whole table, or else its namespaces.
 #[derive(Debug)]
 pub struct Table<T>(Arc<BTreeMap<Arc<str>, Names<T>>>);
 
 /// The objects of one namespace by name.
 type Names<T> = Arc<BTreeMap<Arc<str>, Arc<T>>>;
-
-/// The snapshot. Cloning it is cheap.
-#[derive(Debug, Clone, Default)]
-pub struct Objects {
-    /// Namespaces, under the empty namespace.
-    pub namespaces: Table<Namespace>,
-    /// ServiceAccounts.
-    pub service_accounts: Table<ServiceAccount>,
-    /// Services.
-    pub services: Table<Service>,
-    /// Pods.
-    pub pods: Table<Pod>,
-    /// EndpointSlices.
-    pub endpoint_slices: Table<EndpointSlice>,
-    /// HTTPRoutes.
-    pub http_routes: Table<Route>,
-    /// GRPCRoutes.
-    pub grpc_routes: Table<Route>,
-    /// TLSRoutes.
-    pub tls_routes: Table<Route>,
-    /// TCPRoutes.
-    pub tcp_routes: Table<Route>,
-    /// ReferenceGrants.
-    pub reference_grants: Table<ReferenceGrant>,
-    /// Workloads.
-    pub workloads: Table<Workload>,
-    /// TrafficPolicies.
-    pub traffic_policies: Table<TrafficPolicy>,
-    /// AuthorizationPolicies.
-    pub authorization_policies: Table<AuthorizationPolicy>,
-    /// MeshTLSPolicies.
-    pub mesh_tls_policies: Table<MeshTlsPolicy>,
-    index: Index,
-    generation: u64,
-}
 
 impl Objects {
     /// A snapshot of `objects`.
@@ -162,23 +167,7 @@ impl Objects {
         let key = object.key();
         self.remove(&key);
         self.index.add(&object);
-        let ObjectKey { namespace, name, .. } = key;
-        match object {
-            Object::Namespace(o) => self.namespaces.insert(namespace, name, o),
-            Object::ServiceAccount(o) => self.service_accounts.insert(namespace, name, o),
-            Object::Service(o) => self.services.insert(namespace, name, o),
-            Object::Pod(o) => self.pods.insert(namespace, name, o),
-            Object::EndpointSlice(o) => self.endpoint_slices.insert(namespace, name, o),
-            Object::HttpRoute(o) => self.http_routes.insert(namespace, name, o),
-            Object::GrpcRoute(o) => self.grpc_routes.insert(namespace, name, o),
-            Object::TlsRoute(o) => self.tls_routes.insert(namespace, name, o),
-            Object::TcpRoute(o) => self.tcp_routes.insert(namespace, name, o),
-            Object::ReferenceGrant(o) => self.reference_grants.insert(namespace, name, o),
-            Object::Workload(o) => self.workloads.insert(namespace, name, o),
-            Object::TrafficPolicy(o) => self.traffic_policies.insert(namespace, name, o),
-            Object::AuthorizationPolicy(o) => self.authorization_policies.insert(namespace, name, o),
-            Object::MeshTlsPolicy(o) => self.mesh_tls_policies.insert(namespace, name, o),
-        }
+        self.insert(key, object);
         self.generation += 1;
     }
 
@@ -186,118 +175,13 @@ impl Objects {
     pub fn remove(&mut self, key: &ObjectKey) {
         let Some(object) = self.object(key) else { return };
         self.index.forget(&object);
-        let (namespace, name) = (&*key.namespace, &*key.name);
-        match key.kind {
-            Kind::Namespace => self.namespaces.remove(namespace, name),
-            Kind::ServiceAccount => self.service_accounts.remove(namespace, name),
-            Kind::Service => self.services.remove(namespace, name),
-            Kind::Pod => self.pods.remove(namespace, name),
-            Kind::EndpointSlice => self.endpoint_slices.remove(namespace, name),
-            Kind::HttpRoute => self.http_routes.remove(namespace, name),
-            Kind::GrpcRoute => self.grpc_routes.remove(namespace, name),
-            Kind::TlsRoute => self.tls_routes.remove(namespace, name),
-            Kind::TcpRoute => self.tcp_routes.remove(namespace, name),
-            Kind::ReferenceGrant => self.reference_grants.remove(namespace, name),
-            Kind::Workload => self.workloads.remove(namespace, name),
-            Kind::TrafficPolicy => self.traffic_policies.remove(namespace, name),
-            Kind::AuthorizationPolicy => self.authorization_policies.remove(namespace, name),
-            Kind::MeshTlsPolicy => self.mesh_tls_policies.remove(namespace, name),
-        }
+        self.take_out(key);
         self.generation += 1;
-    }
-
-    /// The object under `key`.
-    pub fn object(&self, key: &ObjectKey) -> Option<Object> {
-        let (namespace, name) = (&*key.namespace, &*key.name);
-        Some(match key.kind {
-            Kind::Namespace => Object::Namespace(self.namespaces.get(namespace, name)?.clone()),
-            Kind::ServiceAccount => Object::ServiceAccount(self.service_accounts.get(namespace, name)?.clone()),
-            Kind::Service => Object::Service(self.services.get(namespace, name)?.clone()),
-            Kind::Pod => Object::Pod(self.pods.get(namespace, name)?.clone()),
-            Kind::EndpointSlice => Object::EndpointSlice(self.endpoint_slices.get(namespace, name)?.clone()),
-            Kind::HttpRoute => Object::HttpRoute(self.http_routes.get(namespace, name)?.clone()),
-            Kind::GrpcRoute => Object::GrpcRoute(self.grpc_routes.get(namespace, name)?.clone()),
-            Kind::TlsRoute => Object::TlsRoute(self.tls_routes.get(namespace, name)?.clone()),
-            Kind::TcpRoute => Object::TcpRoute(self.tcp_routes.get(namespace, name)?.clone()),
-            Kind::ReferenceGrant => Object::ReferenceGrant(self.reference_grants.get(namespace, name)?.clone()),
-            Kind::Workload => Object::Workload(self.workloads.get(namespace, name)?.clone()),
-            Kind::TrafficPolicy => Object::TrafficPolicy(self.traffic_policies.get(namespace, name)?.clone()),
-            Kind::AuthorizationPolicy => {
-                Object::AuthorizationPolicy(self.authorization_policies.get(namespace, name)?.clone())
-            }
-            Kind::MeshTlsPolicy => Object::MeshTlsPolicy(self.mesh_tls_policies.get(namespace, name)?.clone()),
-        })
     }
 
     /// The keys of all objects, in order.
     pub fn keys(&self) -> BTreeSet<ObjectKey> {
         KINDS.into_iter().flat_map(|kind| self.keys_of(kind)).collect()
-    }
-
-    /// The keys of one kind's objects, in order.
-    pub fn keys_of(&self, kind: Kind) -> Vec<ObjectKey> {
-        match kind {
-            Kind::Namespace => self.namespaces.keys(kind),
-            Kind::ServiceAccount => self.service_accounts.keys(kind),
-            Kind::Service => self.services.keys(kind),
-            Kind::Pod => self.pods.keys(kind),
-            Kind::EndpointSlice => self.endpoint_slices.keys(kind),
-            Kind::HttpRoute => self.http_routes.keys(kind),
-            Kind::GrpcRoute => self.grpc_routes.keys(kind),
-            Kind::TlsRoute => self.tls_routes.keys(kind),
-            Kind::TcpRoute => self.tcp_routes.keys(kind),
-            Kind::ReferenceGrant => self.reference_grants.keys(kind),
-            Kind::Workload => self.workloads.keys(kind),
-            Kind::TrafficPolicy => self.traffic_policies.keys(kind),
-            Kind::AuthorizationPolicy => self.authorization_policies.keys(kind),
-            Kind::MeshTlsPolicy => self.mesh_tls_policies.keys(kind),
-        }
-    }
-
-    /// What was added, removed or replaced since `before`. An object that is the same shared value is unchanged.
-    pub fn changed_since(&self, before: &Self) -> BTreeSet<ObjectKey> {
-        let mut keys = BTreeSet::new();
-        for kind in KINDS {
-            match kind {
-                Kind::Namespace => self.namespaces.changed(&before.namespaces, kind, &mut keys),
-                Kind::ServiceAccount => self.service_accounts.changed(&before.service_accounts, kind, &mut keys),
-                Kind::Service => self.services.changed(&before.services, kind, &mut keys),
-                Kind::Pod => self.pods.changed(&before.pods, kind, &mut keys),
-                Kind::EndpointSlice => self.endpoint_slices.changed(&before.endpoint_slices, kind, &mut keys),
-                Kind::HttpRoute => self.http_routes.changed(&before.http_routes, kind, &mut keys),
-                Kind::GrpcRoute => self.grpc_routes.changed(&before.grpc_routes, kind, &mut keys),
-                Kind::TlsRoute => self.tls_routes.changed(&before.tls_routes, kind, &mut keys),
-                Kind::TcpRoute => self.tcp_routes.changed(&before.tcp_routes, kind, &mut keys),
-                Kind::ReferenceGrant => self.reference_grants.changed(&before.reference_grants, kind, &mut keys),
-                Kind::Workload => self.workloads.changed(&before.workloads, kind, &mut keys),
-                Kind::TrafficPolicy => self.traffic_policies.changed(&before.traffic_policies, kind, &mut keys),
-                Kind::AuthorizationPolicy => {
-                    self.authorization_policies.changed(&before.authorization_policies, kind, &mut keys);
-                }
-                Kind::MeshTlsPolicy => self.mesh_tls_policies.changed(&before.mesh_tls_policies, kind, &mut keys),
-            }
-        }
-        keys
-    }
-
-    /// How many objects of a kind there are.
-    pub fn count(&self, kind: Kind) -> usize {
-        match kind {
-            Kind::Namespace => self.namespaces.len(),
-            Kind::ServiceAccount => self.service_accounts.len(),
-            Kind::Service => self.services.len(),
-            Kind::Pod => self.pods.len(),
-            Kind::EndpointSlice => self.endpoint_slices.len(),
-            Kind::HttpRoute => self.http_routes.len(),
-            Kind::GrpcRoute => self.grpc_routes.len(),
-            Kind::TlsRoute => self.tls_routes.len(),
-            Kind::TcpRoute => self.tcp_routes.len(),
-            Kind::ReferenceGrant => self.reference_grants.len(),
-            Kind::Workload => self.workloads.len(),
-            Kind::TrafficPolicy => self.traffic_policies.len(),
-            Kind::AuthorizationPolicy => self.authorization_policies.len(),
-            Kind::MeshTlsPolicy => self.mesh_tls_policies.len(),
-        }
     }
 
     /// Routes that name the Service as parent.
@@ -420,67 +304,9 @@ impl<T> Default for Table<T> {
 }
 
 impl Object {
-    /// Its kind.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Namespace(_) => Kind::Namespace,
-            Self::ServiceAccount(_) => Kind::ServiceAccount,
-            Self::Service(_) => Kind::Service,
-            Self::Pod(_) => Kind::Pod,
-            Self::EndpointSlice(_) => Kind::EndpointSlice,
-            Self::HttpRoute(_) => Kind::HttpRoute,
-            Self::GrpcRoute(_) => Kind::GrpcRoute,
-            Self::TlsRoute(_) => Kind::TlsRoute,
-            Self::TcpRoute(_) => Kind::TcpRoute,
-            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
-            Self::Workload(_) => Kind::Workload,
-            Self::TrafficPolicy(_) => Kind::TrafficPolicy,
-            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
-            Self::MeshTlsPolicy(_) => Kind::MeshTlsPolicy,
-        }
-    }
-
-    /// Its metadata.
-    pub fn metadata(&self) -> &ObjectMeta {
-        match self {
-            Self::Namespace(o) => &o.metadata,
-            Self::ServiceAccount(o) => &o.metadata,
-            Self::Service(o) => &o.metadata,
-            Self::Pod(o) => &o.metadata,
-            Self::EndpointSlice(o) => &o.metadata,
-            Self::HttpRoute(o) | Self::GrpcRoute(o) | Self::TlsRoute(o) | Self::TcpRoute(o) => &o.metadata,
-            Self::ReferenceGrant(o) => &o.metadata,
-            Self::Workload(o) => &o.metadata,
-            Self::TrafficPolicy(o) => &o.metadata,
-            Self::AuthorizationPolicy(o) => &o.metadata,
-            Self::MeshTlsPolicy(o) => &o.metadata,
-        }
-    }
-
     /// Its key. A missing namespace is `default`, as for `kubectl`.
     pub fn key(&self) -> ObjectKey {
         ObjectKey::of(self.kind(), self.metadata())
-    }
-
-    /// Whether both are one shared value.
-    pub fn same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Namespace(a), Self::Namespace(b)) => Arc::ptr_eq(a, b),
-            (Self::ServiceAccount(a), Self::ServiceAccount(b)) => Arc::ptr_eq(a, b),
-            (Self::Service(a), Self::Service(b)) => Arc::ptr_eq(a, b),
-            (Self::Pod(a), Self::Pod(b)) => Arc::ptr_eq(a, b),
-            (Self::EndpointSlice(a), Self::EndpointSlice(b)) => Arc::ptr_eq(a, b),
-            (Self::HttpRoute(a), Self::HttpRoute(b))
-            | (Self::GrpcRoute(a), Self::GrpcRoute(b))
-            | (Self::TlsRoute(a), Self::TlsRoute(b))
-            | (Self::TcpRoute(a), Self::TcpRoute(b)) => Arc::ptr_eq(a, b),
-            (Self::ReferenceGrant(a), Self::ReferenceGrant(b)) => Arc::ptr_eq(a, b),
-            (Self::Workload(a), Self::Workload(b)) => Arc::ptr_eq(a, b),
-            (Self::TrafficPolicy(a), Self::TrafficPolicy(b)) => Arc::ptr_eq(a, b),
-            (Self::AuthorizationPolicy(a), Self::AuthorizationPolicy(b)) => Arc::ptr_eq(a, b),
-            (Self::MeshTlsPolicy(a), Self::MeshTlsPolicy(b)) => Arc::ptr_eq(a, b),
-            _ => false,
-        }
     }
 }
 
@@ -512,26 +338,6 @@ impl Kind {
     pub fn routes_connections(self) -> bool {
         matches!(self, Self::TlsRoute | Self::TcpRoute)
     }
-
-    /// As manifests write it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::ServiceAccount => "ServiceAccount",
-            Self::Service => "Service",
-            Self::Pod => "Pod",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::HttpRoute => "HTTPRoute",
-            Self::GrpcRoute => "GRPCRoute",
-            Self::TlsRoute => "TLSRoute",
-            Self::TcpRoute => "TCPRoute",
-            Self::ReferenceGrant => "ReferenceGrant",
-            Self::Workload => "Workload",
-            Self::TrafficPolicy => "TrafficPolicy",
-            Self::AuthorizationPolicy => "AuthorizationPolicy",
-            Self::MeshTlsPolicy => "MeshTLSPolicy",
-        }
-    }
 }
 
 impl fmt::Display for Kind {
@@ -549,24 +355,6 @@ impl fmt::Display for ObjectKey {
         }
     }
 }
-
-/// All kinds, in the order of [`Kind`].
-pub const KINDS: [Kind; 14] = [
-    Kind::Namespace,
-    Kind::ServiceAccount,
-    Kind::Service,
-    Kind::Pod,
-    Kind::EndpointSlice,
-    Kind::HttpRoute,
-    Kind::GrpcRoute,
-    Kind::TlsRoute,
-    Kind::TcpRoute,
-    Kind::ReferenceGrant,
-    Kind::Workload,
-    Kind::TrafficPolicy,
-    Kind::AuthorizationPolicy,
-    Kind::MeshTlsPolicy,
-];
 
 #[cfg(test)]
 mod tests {
