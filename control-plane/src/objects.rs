@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::{Namespace, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::api::{AuthorizationPolicy, MeshTlsPolicy, TrafficPolicy, Workload};
+use crate::api::{AuthorizationPolicy, FaultInjection, MeshTlsPolicy, TrafficPolicy, Workload};
 use index::Index;
 pub use pod::Pod;
 pub use route::Route;
@@ -67,6 +67,15 @@ macro_rules! kinds {
             /// Its metadata.
             pub fn metadata(&self) -> &ObjectMeta {
                 match self { $(Self::$kind(object) => &object.metadata,)* }
+            }
+
+            /// Counts it as changed so often, if it does not say so itself.
+            pub fn set_generation(&mut self, generation: i64) {
+                match self {
+                    $(Self::$kind(object) => {
+                        Arc::make_mut(object).metadata.generation.get_or_insert(generation);
+                    })*
+                }
             }
 
             /// Whether both are one shared value.
@@ -127,6 +136,7 @@ kinds! {
     ReferenceGrant = "ReferenceGrant" of "gateway.networking.k8s.io/v1": ReferenceGrant, in reference_grants;
     Workload = "Workload" of "heddle.dev/v1alpha1": Workload, in workloads;
     TrafficPolicy = "TrafficPolicy" of "heddle.dev/v1alpha1": TrafficPolicy, in traffic_policies;
+    FaultInjection = "FaultInjection" of "heddle.dev/v1alpha1": FaultInjection, in fault_injections;
     AuthorizationPolicy = "AuthorizationPolicy" of "heddle.dev/v1alpha1": AuthorizationPolicy, in authorization_policies;
     MeshTlsPolicy = "MeshTLSPolicy" of "heddle.dev/v1alpha1": MeshTlsPolicy, in mesh_tls_policies;
 }

@@ -102,6 +102,8 @@ pub enum Reason {
     RefNotPermitted,
     /// A backend that is no Service.
     InvalidKind,
+    /// What a filter names is not there.
+    FilterNotFound,
     /// A backend whose port carries no HTTP.
     UnsupportedProtocol,
 }

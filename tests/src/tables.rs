@@ -72,6 +72,7 @@ pub fn rule(backends: Vec<(u32, Arc<Cluster>)>) -> Rule {
     Rule {
         name: "HTTPRoute/shop/test/0".into(),
         cors: None,
+        fault: None,
         filters: vec![],
         mirrors: vec![],
         total_weight: backends.iter().map(|(weight, _)| weight).sum(),

@@ -19,7 +19,7 @@ use heddle_proxy::metrics::AccessLogFormat;
 use heddle_proxy::tables::cluster::{Endpoint, Settings};
 use heddle_proxy::tables::listener::Protocol;
 use heddle_proxy::tables::policy::{Policy, PolicySet};
-use heddle_proxy::tables::route::{Route, RouteMatch, Rule};
+use heddle_proxy::tables::route::{Abort, AbortStatus, Fault, Route, RouteMatch, Rule};
 use heddle_proxy::tables::{Answer, Destination, Egress, Tables, TlsMode};
 use heddle_tests::pods::{MARK, Mesh, MeshPod};
 use heddle_tests::stdout::Captured;
@@ -62,6 +62,7 @@ fn seen(cause: Cause) -> Seen {
         | Cause::Undelivered
         | Cause::UpstreamProtocolError
         | Cause::NoRoute
+        | Cause::FaultInjected
         | Cause::InvalidBackend => Seen::Answered,
         Cause::Denied => Seen::AnsweredInbound,
         Cause::ProtocolError => Seen::AnsweredTo("GET /protocol_error HTTP/1.1\r\nHost: a\r\nHost: b\r\n"),
@@ -209,6 +210,11 @@ fn outbound(server: &MeshPod, bare: &MeshPod) -> Tables {
             Cause::UpstreamProtocolError => lead(&mut known, cause, plain(BABBLES), settings(), |_| {}),
             Cause::InvalidBackend => {
                 lead(&mut known, cause, vec![], settings(), |rule| rule.backends[0].cluster = None)
+            }
+            Cause::FaultInjected => {
+                let abort = Abort { status: AbortStatus::Http(cause.status()), per_million: 1_000_000 };
+                let fault = Fault { delay: None, abort: Some(abort), headers: vec![] };
+                lead(&mut known, cause, plain(CLOSES), settings(), |rule| rule.fault = Some(Box::new(fault)));
             }
             Cause::NoRoute => {
                 let rule = Arc::new(tables::rule(vec![]));

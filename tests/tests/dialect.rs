@@ -13,8 +13,8 @@ use std::time::Duration;
 use heddle_control_plane::emit::{Index, heddle};
 use heddle_control_plane::model::cluster::{Limits, RetryBudget, Settings, Statistics};
 use heddle_control_plane::model::route::{
-    Cors, HeaderChanges, HeaderMatch, HeaderValue, Mirror, Origin, PathChange, PathMatch, QueryMatch, Redirect,
-    RetryPolicy, Rewrite, RouteMatch, Scheme, StringMatch,
+    Abort, AbortStatus, Cors, Delay, Fault, HeaderChanges, HeaderMatch, HeaderValue, Mirror, Origin, PathChange,
+    PathMatch, QueryMatch, Redirect, RetryPolicy, Rewrite, RouteMatch, Scheme, StringMatch,
 };
 use heddle_control_plane::model::{self, SourceRef, SpiffeId, TextMatch};
 use heddle_proxy::balance::health;
@@ -22,6 +22,7 @@ use heddle_proxy::sync;
 use heddle_proxy::tables::cluster::{EndpointSet, EndpointTls};
 use heddle_proxy::tables::{self, Cluster};
 use heddle_xds::resource::{Kind, Resource};
+use http::StatusCode;
 
 #[test]
 fn a_listener_s_protocol_and_what_it_leads_to_arrive() {
@@ -163,6 +164,29 @@ fn mirrors_arrive_with_their_share() {
     assert_eq!(shares(&rule.backends[0].mirrors), [("shop/audit/80".into(), 1)]);
     assert_eq!(shares(&rule.backends[1].mirrors), [("shop/audit/80".into(), 2)]);
     assert_eq!(rule.backends[1].filters.len(), 1);
+}
+
+#[test]
+fn faults_arrive_whole() {
+    let header = HeaderValue { name: "x-test".into(), value: "1".into() };
+    let length = Duration::from_millis(1_500);
+    for (status, expected) in [
+        (AbortStatus::Http(418), tables::route::AbortStatus::Http(StatusCode::IM_A_TEAPOT)),
+        (AbortStatus::Grpc(15), tables::route::AbortStatus::Grpc(15)),
+    ] {
+        let fault = Fault {
+            delay: Some(Delay { length, per_million: 1 }),
+            abort: Some(Abort { status, per_million: 250_000 }),
+            headers: vec![header.clone()],
+        };
+        let table = through(&[route(RouteMatch::default(), rule(vec![model::Filter::Fault(fault)]))]);
+        let fault = table.routes[0].rule.fault.as_ref().unwrap();
+        let (delay, abort) = (fault.delay.as_ref().unwrap(), fault.abort.as_ref().unwrap());
+        assert_eq!((delay.length, delay.per_million), (length, 1));
+        assert_eq!((abort.status, abort.per_million), (expected, 250_000));
+        assert_eq!(shown(&fault.headers), [r#"("x-test", Exact("1"))"#]);
+    }
+    assert!(through(&[route(RouteMatch::default(), rule(vec![]))]).routes[0].rule.fault.is_none());
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 pub mod authorization_policy;
 pub mod duration;
+pub mod fault_injection;
 pub mod health_check;
 pub mod load_balancing;
 pub mod mesh_tls_policy;
@@ -28,6 +29,7 @@ use serde_path_to_error::Segment;
 
 pub use authorization_policy::{AuthorizationPolicy, AuthorizationPolicySpec};
 pub use duration::Duration;
+pub use fault_injection::{FaultInjection, FaultInjectionSpec};
 pub use health_check::HealthCheck;
 pub use load_balancing::LoadBalancing;
 pub use mesh_tls_policy::{MeshTlsPolicy, MeshTlsPolicySpec};
@@ -118,7 +120,13 @@ impl fmt::Display for FieldError {
 
 /// All our definitions, for `crdgen`.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    let mut all = vec![AuthorizationPolicy::crd(), MeshTlsPolicy::crd(), TrafficPolicy::crd(), Workload::crd()];
+    let mut all = vec![
+        AuthorizationPolicy::crd(),
+        FaultInjection::crd(),
+        MeshTlsPolicy::crd(),
+        TrafficPolicy::crd(),
+        Workload::crd(),
+    ];
     let versions = all.iter_mut().flat_map(|definition| &mut definition.spec.versions);
     for schema in versions.filter_map(|version| version.schema.as_mut()?.open_api_v3_schema.as_mut()) {
         drop_foreign_formats(schema);

@@ -70,13 +70,19 @@ pub const RULES: &[Rule] = &[
     ),
     cluster(
         GROUP,
-        &["authorizationpolicies", "meshtlspolicies", "trafficpolicies", "workloads"],
+        &["authorizationpolicies", "faultinjections", "meshtlspolicies", "trafficpolicies", "workloads"],
         READ,
         "policies, and processes outside the cluster",
     ),
     cluster(
         GROUP,
-        &["authorizationpolicies/status", "meshtlspolicies/status", "trafficpolicies/status", "workloads/status"],
+        &[
+            "authorizationpolicies/status",
+            "faultinjections/status",
+            "meshtlspolicies/status",
+            "trafficpolicies/status",
+            "workloads/status",
+        ],
         &["patch"],
         "what became of them",
     ),

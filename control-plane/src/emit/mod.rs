@@ -6,6 +6,7 @@
 mod balancing;
 mod cors;
 pub mod envoy;
+mod fault;
 pub mod grpc;
 mod health;
 pub mod heddle;

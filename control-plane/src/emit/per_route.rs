@@ -4,13 +4,18 @@ use std::collections::HashMap;
 
 use envoy_types::pb::google::protobuf::Any;
 
-use super::{cors, session};
+use super::{cors, fault, session};
 use crate::model::{Filter, Rule};
 
 /// What the rule itself configures.
 pub fn entries(rule: &Rule) -> impl Iterator<Item = (String, Any)> {
     let cors = rule.filters.iter().find_map(Filter::cors).map(cors::entry);
-    cors.into_iter().chain(rule.session.as_ref().map(session::entry))
+    cors.into_iter().chain(fault(rule)).chain(rule.session.as_ref().map(session::entry))
+}
+
+/// What goes wrong on purpose.
+pub fn fault(rule: &Rule) -> Option<(String, Any)> {
+    rule.filters.iter().find_map(Filter::fault).map(fault::entry)
 }
 
 /// A map that is walked in the order of its keys, so that equal maps are encoded to equal bytes. prost takes nothing but a

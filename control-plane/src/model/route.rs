@@ -190,6 +190,8 @@ pub enum Filter {
     Mirror(Mirror),
     /// Tells browsers what pages of other origins may do, and answers their preflights. Of a rule only.
     Cors(Cors),
+    /// Goes wrong on purpose, before any other filter. Of a rule only.
+    Fault(Fault),
 }
 
 impl Filter {
@@ -222,6 +224,57 @@ impl Filter {
     pub fn cors(&self) -> Option<&Cors> {
         if let Self::Cors(cors) = self { Some(cors) } else { None }
     }
+
+    /// The fault it is.
+    pub fn fault(&self) -> Option<&Fault> {
+        if let Self::Fault(fault) = self { Some(fault) } else { None }
+    }
+}
+
+/// What goes wrong on purpose with requests that have these headers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fault {
+    /// First they are held up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Delay>,
+    /// Then they are answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub abort: Option<Abort>,
+    /// All of them, with these values.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<HeaderValue>,
+}
+
+/// How requests are held up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Delay {
+    /// For how long.
+    #[serde(serialize_with = "duration::text")]
+    pub length: Duration,
+    /// Share of the requests, in millionths.
+    pub per_million: u32,
+}
+
+/// How requests are answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Abort {
+    /// With what.
+    pub status: AbortStatus,
+    /// Share of the requests, in millionths.
+    pub per_million: u32,
+}
+
+/// A status, which stands for one of the other kind where that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum AbortStatus {
+    /// Of HTTP.
+    Http(u16),
+    /// Of gRPC.
+    Grpc(u16),
 }
 
 /// Copies of requests. Their responses are not looked at.

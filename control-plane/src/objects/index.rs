@@ -71,6 +71,7 @@ impl Index {
             | Object::ReferenceGrant(_)
             | Object::Workload(_)
             | Object::TrafficPolicy(_)
+            | Object::FaultInjection(_)
             | Object::AuthorizationPolicy(_)
             | Object::MeshTlsPolicy(_) => {}
         }

@@ -181,6 +181,28 @@ pub struct RouteFilter {
     pub request_mirror: Option<RequestMirror>,
     /// For `CORS`.
     pub cors: Option<Cors>,
+    /// For `ExtensionRef`.
+    pub extension_ref: Option<ExtensionRef>,
+}
+
+/// An object of the route's namespace that says what the filter does.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExtensionRef {
+    /// API group.
+    pub group: String,
+    /// Kind.
+    pub kind: String,
+    /// Name.
+    pub name: String,
+}
+
+impl RouteFilter {
+    /// The name of the FaultInjection it stands for.
+    pub fn fault(&self) -> Option<&str> {
+        let named = self.extension_ref.as_ref().filter(|_| self.r#type == "ExtensionRef")?;
+        (named.group == crate::api::GROUP && named.kind == "FaultInjection").then_some(&named.name)
+    }
 }
 
 /// A copy of requests to somewhere else.
@@ -316,6 +338,11 @@ pub struct RuleTimeouts {
 }
 
 impl Route {
+    /// Names of the FaultInjections its rules name.
+    pub fn faults(&self) -> impl Iterator<Item = &str> {
+        self.spec.rules.iter().flatten().flat_map(|rule| &rule.filters).filter_map(RouteFilter::fault)
+    }
+
     /// An HTTPRoute.
     pub fn from_http(route: HttpRoute) -> Result<Self, serde_json::Error> {
         let spec = serde_json::from_value(serde_json::to_value(&route.spec)?)?;

@@ -117,6 +117,14 @@ impl Reach<'_> {
                     }
                 }
             }
+            Object::FaultInjection(_) => {
+                let objects = self.objects;
+                let routes =
+                    objects.http_routes.in_namespace(namespace).chain(objects.grpc_routes.in_namespace(namespace));
+                routes
+                    .filter(|route| route.faults().any(|fault| fault == name))
+                    .for_each(|route| self.route(&route.key()));
+            }
             Object::AuthorizationPolicy(_) => self.all_workloads(namespace),
             Object::MeshTlsPolicy(_) => {
                 self.policies(namespace);

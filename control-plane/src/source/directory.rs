@@ -13,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use notify::Watcher;
@@ -221,9 +220,9 @@ impl File {
                 Some(old) => {
                     let last = old.object.metadata().generation.unwrap_or(1);
                     let same_spec = old.value.get("spec") == parsed.value.get("spec");
-                    set_generation(&mut parsed.object, if same_spec { last } else { last + 1 });
+                    parsed.object.set_generation(if same_spec { last } else { last + 1 });
                 }
-                None => set_generation(&mut parsed.object, 1),
+                None => parsed.object.set_generation(1),
             }
         }
         new
@@ -255,28 +254,6 @@ fn claims(object: &Object) -> Vec<String> {
         _ => {}
     }
     claims
-}
-
-/// As an API server counts: a change of spec is a new generation. What the manifest itself says stays.
-fn set_generation(object: &mut Object, generation: i64) {
-    fn set<T: Clone>(object: &mut Arc<T>, metadata: impl Fn(&mut T) -> &mut Option<i64>, generation: i64) {
-        metadata(Arc::make_mut(object)).get_or_insert(generation);
-    }
-    match object {
-        Object::Namespace(o) => set(o, |o| &mut o.metadata.generation, generation),
-        Object::ServiceAccount(o) => set(o, |o| &mut o.metadata.generation, generation),
-        Object::Service(o) => set(o, |o| &mut o.metadata.generation, generation),
-        Object::Pod(o) => set(o, |o| &mut o.metadata.generation, generation),
-        Object::EndpointSlice(o) => set(o, |o| &mut o.metadata.generation, generation),
-        Object::HttpRoute(o) | Object::GrpcRoute(o) | Object::TlsRoute(o) | Object::TcpRoute(o) => {
-            set(o, |o| &mut o.metadata.generation, generation);
-        }
-        Object::ReferenceGrant(o) => set(o, |o| &mut o.metadata.generation, generation),
-        Object::Workload(o) => set(o, |o| &mut o.metadata.generation, generation),
-        Object::TrafficPolicy(o) => set(o, |o| &mut o.metadata.generation, generation),
-        Object::AuthorizationPolicy(o) => set(o, |o| &mut o.metadata.generation, generation),
-        Object::MeshTlsPolicy(o) => set(o, |o| &mut o.metadata.generation, generation),
-    }
 }
 
 fn list(

@@ -1,12 +1,15 @@
 //! Filters of a rule or a backend.
 //!
-//! Left out: ExternalAuth and ExtensionRef. A filter that cannot be applied is never skipped: the requests it was for are
+//! Left out: ExternalAuth, and ExtensionRef to anything but a FaultInjection. A filter that cannot be applied is never skipped: the requests it was for are
 //! answered 500 (Gateway API, `HTTPRouteFilter.type`); but a mirror to nowhere is left out (`HTTPRequestMirrorFilter`).
+
+use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
 
-use super::cors;
 use super::problem::Problem;
+use super::{cors, fault};
+use crate::api::FaultInjection;
 use crate::model::ResourceName;
 use crate::model::route::{self, Filter, HeaderChanges, Mirror, PathChange, Redirect, Rewrite, Scheme};
 use crate::objects::route::{
@@ -22,14 +25,20 @@ pub(super) enum Place {
     Backend { prefix_only: bool },
 }
 
-/// Follows a mirror's reference; `None`: it leads nowhere, which was noted.
-pub(super) type Follow<'f> = &'f mut dyn FnMut(&BackendRef) -> Option<ResourceName>;
+/// Follows what filters name.
+pub(super) trait Follow {
+    /// Where a mirror's copies go; `None`: it leads nowhere, which was noted.
+    fn mirror(&mut self, to: &BackendRef) -> Option<ResourceName>;
+
+    /// A FaultInjection of the route's namespace.
+    fn fault(&mut self, name: &str) -> Option<Arc<FaultInjection>>;
+}
 
 /// The filters in our words, or what is wrong with the first that cannot be applied.
-pub(super) fn filters(given: &[RouteFilter], place: Place, follow: Follow<'_>) -> Result<Vec<Filter>, Problem> {
+pub(super) fn filters(given: &[RouteFilter], place: Place, follow: &mut impl Follow) -> Result<Vec<Filter>, Problem> {
     let mut filters = Vec::with_capacity(given.len());
     for filter in given {
-        filters.extend(one(filter, place, &mut *follow)?);
+        filters.extend(one(filter, place, follow)?);
     }
     let redirects = filters.iter().any(|filter| filter.redirect().is_some());
     let rewrites = filters.iter().any(|filter| filter.rewrite().is_some());
@@ -39,10 +48,13 @@ pub(super) fn filters(given: &[RouteFilter], place: Place, follow: Follow<'_>) -
     if filters.iter().filter(|filter| filter.cors().is_some()).count() > 1 {
         return Err("CORS stands twice in one rule: keep one".into());
     }
+    if filters.iter().filter(|filter| filter.fault().is_some()).count() > 1 {
+        return Err("two FaultInjections stand in one rule: keep one".into());
+    }
     Ok(filters)
 }
 
-fn one(filter: &RouteFilter, place: Place, follow: Follow<'_>) -> Result<Option<Filter>, Problem> {
+fn one(filter: &RouteFilter, place: Place, follow: &mut impl Follow) -> Result<Option<Filter>, Problem> {
     let (Place::Rule { prefix_only } | Place::Backend { prefix_only }) = place;
     let missing = || format!("filter {}: the field of this type is missing", filter.r#type);
     let filter = match filter.r#type.as_str() {
@@ -67,6 +79,7 @@ fn one(filter: &RouteFilter, place: Place, follow: Follow<'_>) -> Result<Option<
                         write it at the rule";
             return Err(Problem::Unsupported(text.to_owned()));
         }
+        "ExtensionRef" => return extension(filter, place, follow).map(Some),
         other => {
             let text = format!("filter {other} is not supported: its requests are answered 500");
             return Err(Problem::Unsupported(text));
@@ -75,7 +88,35 @@ fn one(filter: &RouteFilter, place: Place, follow: Follow<'_>) -> Result<Option<
     Ok(Some(filter))
 }
 
-fn mirror(given: &RequestMirror, follow: Follow<'_>) -> Result<Option<Mirror>, String> {
+fn extension(filter: &RouteFilter, place: Place, follow: &mut impl Follow) -> Result<Filter, Problem> {
+    let Some(name) = filter.fault() else {
+        let named = filter.extension_ref.clone().unwrap_or_default();
+        let text = format!(
+            "filter ExtensionRef to {} {} of group `{}` is not supported, only to a FaultInjection of group heddle.dev: its requests \
+             are answered 500",
+            named.kind, named.name, named.group
+        );
+        return Err(Problem::Unsupported(text));
+    };
+    if let Place::Backend { .. } = place {
+        let text = "a FaultInjection is not supported at a backend, because it happens before one is chosen: write it at the rule";
+        return Err(Problem::Unsupported(text.to_owned()));
+    }
+    let given = follow.fault(name);
+    let text = match given.as_ref().map(|given| given.spec.check()) {
+        None => format!("there is no FaultInjection {name}: its requests are answered 500"),
+        Some(errors) if !errors.is_empty() => {
+            format!("FaultInjection {name} cannot be meant, as its status says: its requests are answered 500")
+        }
+        Some(_) => String::new(),
+    };
+    match given {
+        Some(given) if text.is_empty() => Ok(Filter::Fault(fault::fault(&given.spec))),
+        _ => Err(Problem::Unresolved(text)),
+    }
+}
+
+fn mirror(given: &RequestMirror, follow: &mut impl Follow) -> Result<Option<Mirror>, String> {
     let (numerator, denominator) = match (given.percent, &given.fraction) {
         (None, None) => (1, 1),
         (Some(percent), None) => (percent, 100),
@@ -88,7 +129,7 @@ fn mirror(given: &RequestMirror, follow: Follow<'_>) -> Result<Option<Mirror>, S
     // Rounded, so that a third three times is all but a millionth.
     let per_million = (numerator * MILLION + denominator / 2) / denominator;
     let per_million = u32::try_from(per_million).unwrap_or(0);
-    Ok(follow(&given.backend_ref).map(|cluster| Mirror { cluster, per_million }))
+    Ok(follow.mirror(&given.backend_ref).map(|cluster| Mirror { cluster, per_million }))
 }
 
 fn headers(given: &HeaderModifier) -> Result<HeaderChanges, String> {
@@ -204,13 +245,19 @@ mod tests {
     #[test]
     fn a_mirror_gets_the_share_it_is_given_and_none_is_left_out() {
         let to = |name: &str| BackendRef { name: name.to_owned(), ..BackendRef::default() };
-        let mut follow = |backend: &BackendRef| {
-            (backend.name == "there").then(|| ResourceName::service_port(&ServiceName::new("shop", "there"), 80))
-        };
-        let mut share = |percent, fraction: Option<(i64, Option<i64>)>| {
+        struct There;
+        impl Follow for There {
+            fn mirror(&mut self, to: &BackendRef) -> Option<ResourceName> {
+                (to.name == "there").then(|| ResourceName::service_port(&ServiceName::new("shop", "there"), 80))
+            }
+            fn fault(&mut self, _: &str) -> Option<Arc<FaultInjection>> {
+                None
+            }
+        }
+        let share = |percent, fraction: Option<(i64, Option<i64>)>| {
             let fraction = fraction.map(|(numerator, denominator)| Fraction { numerator, denominator });
             let given = RequestMirror { backend_ref: to("there"), percent, fraction };
-            mirror(&given, &mut follow).map(|mirror| mirror.unwrap().per_million)
+            mirror(&given, &mut There).map(|mirror| mirror.unwrap().per_million)
         };
         assert_eq!(share(None, None), Ok(1_000_000));
         assert_eq!(share(Some(42), None), Ok(420_000));
@@ -220,7 +267,7 @@ mod tests {
         assert!(share(None, Some((1, Some(0)))).is_err());
         assert!(share(Some(1), Some((1, None))).is_err());
         let nowhere = RequestMirror { backend_ref: to("nowhere"), ..RequestMirror::default() };
-        assert_eq!(mirror(&nowhere, &mut follow), Ok(None));
+        assert_eq!(mirror(&nowhere, &mut There), Ok(None));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod accept;
 mod backend;
 mod connections;
 mod cors;
+mod fault;
 mod filter;
 mod grpc_route;
 mod http_route;

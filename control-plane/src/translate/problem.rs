@@ -9,6 +9,8 @@ pub(super) enum Problem {
     Impossible(String),
     /// Gateway API knows it, sidecars do not.
     Unsupported(String),
+    /// What it names is not there, or cannot be meant.
+    Unresolved(String),
 }
 
 impl From<String> for Problem {
@@ -26,7 +28,7 @@ impl From<&str> for Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Impossible(text) | Self::Unsupported(text) => f.write_str(text),
+            Self::Impossible(text) | Self::Unsupported(text) | Self::Unresolved(text) => f.write_str(text),
         }
     }
 }

@@ -13,6 +13,7 @@ use super::problem::Problem;
 use super::service::Port;
 use super::traffic::{self, Traffic};
 use super::{accept, backend, connections, filter, grpc_route, http_route, server_name, session};
+use crate::api::FaultInjection;
 use crate::api::traffic_policy::{BACKOFF_GROWTH, DEFAULT_ATTEMPTS, DEFAULT_BACKOFF};
 use crate::model::route::{RetryPolicy, Session};
 use crate::model::{
@@ -164,6 +165,10 @@ fn one(
             }
             filters
         }
+        Err(Problem::Unresolved(text)) => {
+            built.unresolved.push((Reason::FilterNotFound, format!("rule {at}: {text}")));
+            Vec::new()
+        }
         Err(problem) => {
             built.broken.push(format!("rule {at}: {problem}"));
             built.note(index, &problem);
@@ -263,13 +268,31 @@ fn filters_of(
     at: &str,
     built: &mut Built,
 ) -> Result<Vec<Filter>, Problem> {
-    filter::filters(given, place, &mut |mirror| match backend::resolve(objects, route, Some(service), mirror) {
-        Ok(cluster) => Some(cluster),
-        Err((reason, problem)) => {
-            built.unresolved.push((reason, format!("rule {at}, mirror: {problem}")));
-            None
-        }
-    })
+    filter::filters(given, place, &mut References { objects, route, service, at, built })
+}
+
+/// What filters of a rule may name, and where it is noted that something is not there.
+struct References<'r> {
+    objects: &'r Objects,
+    route: &'r objects::Route,
+    service: &'r ServiceName,
+    at: &'r str,
+    built: &'r mut Built,
+}
+
+impl filter::Follow for References<'_> {
+    fn mirror(&mut self, to: &objects::route::BackendRef) -> Option<ResourceName> {
+        let resolved = backend::resolve(self.objects, self.route, Some(self.service), to);
+        resolved
+            .map_err(|(reason, problem)| {
+                self.built.unresolved.push((reason, format!("rule {}, mirror: {problem}", self.at)));
+            })
+            .ok()
+    }
+
+    fn fault(&mut self, name: &str) -> Option<Arc<FaultInjection>> {
+        self.objects.fault_injections.get(namespace_of(&self.route.metadata), name).cloned()
+    }
 }
 
 fn backend_of(
@@ -326,6 +349,9 @@ fn table(objects: &Objects, service: &ServiceName, name: ResourceName, routes: &
     for route in routes {
         sources.insert(SourceRef::new(route.kind.name(), namespace_of(&route.metadata), name_of(&route.metadata)));
         sources.extend(traffic::for_route(objects, route, service).sources());
+        let faults =
+            route.faults().filter(|name| objects.fault_injections.get(namespace_of(&route.metadata), name).is_some());
+        sources.extend(faults.map(|name| SourceRef::new("FaultInjection", namespace_of(&route.metadata), name)));
         all.extend(build(objects, route, service).routes);
     }
     all.sort_by(|(a, _), (b, _)| a.cmp(b));

@@ -52,6 +52,15 @@ pub fn status(objects: &Objects, settings: &Settings, key: &ObjectKey) -> Option
             };
             Some(attached(objects, &policy.metadata, found))
         }
+        Kind::FaultInjection => {
+            let fault = objects.fault_injections.get(namespace, name)?;
+            let generation = generation(&fault.metadata);
+            let condition = match invalid(&fault.spec.check()) {
+                Some(text) => Condition::new(ConditionType::Accepted, false, Reason::Invalid, text, generation),
+                None => in_force(generation),
+            };
+            Some(Status::Object(ObjectStatus { conditions: vec![condition] }))
+        }
         Kind::Workload => {
             let workload = objects.workloads.get(namespace, name)?;
             let generation = generation(&workload.metadata);

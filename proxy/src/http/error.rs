@@ -47,6 +47,8 @@ pub enum Cause {
     Denied,
     /// A rate limit was reached.
     RateLimited,
+    /// A FaultInjection said so.
+    FaultInjected,
     /// The client's request breaks the protocol.
     ProtocolError,
     /// The upstream's response breaks the protocol.
@@ -80,7 +82,7 @@ pub enum Fault {
 
 impl Cause {
     /// Every cause, once.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::ConnectRefused,
         Self::ConnectTimeout,
         Self::TlsFailure,
@@ -95,6 +97,7 @@ impl Cause {
         Self::TlsRequired,
         Self::Denied,
         Self::RateLimited,
+        Self::FaultInjected,
         Self::ProtocolError,
         Self::UpstreamProtocolError,
         Self::ProtocolMismatch,
@@ -145,6 +148,7 @@ impl Cause {
             | Self::TlsRequired
             | Self::Denied
             | Self::RateLimited
+            | Self::FaultInjected
             | Self::ProtocolError
             | Self::UpstreamProtocolError
             | Self::ProtocolMismatch
@@ -175,6 +179,7 @@ impl Cause {
             Self::TlsRequired => ("tls_required", StatusCode::FORBIDDEN, PERMISSION_DENIED, Configuration, "the port is STRICT and the caller has no sidecar; see MeshTLSPolicy"),
             Self::Denied => ("denied", StatusCode::FORBIDDEN, PERMISSION_DENIED, Configuration, "an AuthorizationPolicy does not allow this caller"),
             Self::RateLimited => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, RESOURCE_EXHAUSTED, Configuration, "a rate limit was reached"),
+            Self::FaultInjected => ("fault_injected", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Configuration, "a FaultInjection of the route says so"),
             Self::ProtocolError => ("protocol_error", StatusCode::BAD_REQUEST, INTERNAL, Downstream, "the request is not valid HTTP"),
             Self::UpstreamProtocolError => ("upstream_protocol_error", StatusCode::BAD_GATEWAY, INTERNAL, Upstream, "the application's response is not valid HTTP"),
             Self::ProtocolMismatch => ("protocol_mismatch", StatusCode::BAD_REQUEST, UNAVAILABLE, Configuration, "the port is declared HTTP but the client speaks something else"),

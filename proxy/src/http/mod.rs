@@ -9,6 +9,7 @@ pub mod client_body;
 pub mod cors;
 pub mod deadline;
 pub mod error;
+pub mod fault;
 pub mod filter;
 pub mod guard;
 pub mod hash;

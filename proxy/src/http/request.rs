@@ -21,7 +21,7 @@ use super::client_body::ClientBody;
 use super::error::{self, Cause, Error};
 use super::filter::{self, Verdict};
 use super::source::Source;
-use super::{cors, deadline, guard, hash, headers, identity, mirror, route, session, trace, translate, upgrade};
+use super::{cors, deadline, fault, guard, hash, headers, identity, mirror, route, session, trace, translate, upgrade};
 use crate::authz::{self, Decision, Facts, HttpFacts, Readings};
 use crate::balance;
 use crate::drain::Phase;
@@ -116,8 +116,8 @@ pub async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> R
             tokio::task::spawn_local(upgrade::relay(streams, record));
             return Ok(Response::from_parts(head, Body::empty()));
         }
-        Ok(Reply::Own(response)) => {
-            record.end(response.status(), None);
+        Ok(Reply::Own(response, cause)) => {
+            record.end(response.status(), cause);
             response
         }
         Err(error) => failure(&connection, &error, version, grpc, record)?,
@@ -165,8 +165,8 @@ enum Reply {
     Upstream { head: response::Parts, body: Incoming, lease: Lease, deadline: Option<Instant> },
     /// An upstream's 101: both connections are opaque from here on.
     Switched { head: response::Parts, streams: upgrade::Streams },
-    /// A filter's answer; nothing went upstream.
-    Own(Response<Body>),
+    /// A filter's answer, and what of its making made it a failure; nothing went upstream.
+    Own(Response<Body>, Option<Cause>),
 }
 
 impl Reply {
@@ -175,7 +175,7 @@ impl Reply {
         let (head, endpoint) = match self {
             Self::Upstream { head, lease, .. } => (head, lease.endpoint.address),
             Self::Switched { head, streams } => (head, streams.lease.endpoint.address),
-            Self::Own(_) => return,
+            Self::Own(..) => return,
         };
         if said != Some(endpoint) {
             session::tell(kept, endpoint, &mut head.headers, SystemTime::now());
@@ -239,7 +239,7 @@ async fn serve(
     if let Some(policy) = &rule.cors {
         let may = cors::allowed(policy, &head.headers);
         if let Some(answer) = cors::preflight(policy, may.as_ref(), &head) {
-            return Ok(Reply::Own(answer));
+            return Ok(Reply::Own(answer, None));
         }
         chosen.allowed = may;
     }
@@ -248,11 +248,19 @@ async fn serve(
         Some(place) => Ok(place),
         None => choose_backend(rule, &mut connection.worker.rng.borrow_mut()),
     };
+    if let Some(fault) = &rule.fault {
+        let draw = |below| connection.worker.rng.borrow_mut().u32(..below);
+        let count = &connection.worker.shared.metrics.faults;
+        if let Some(answer) = fault::inject(fault, &head.headers, record.grpc, draw, count).await {
+            chosen.note(rule, place.ok());
+            return Ok(Reply::Own(answer, Some(Cause::FaultInjected)));
+        }
+    }
     let hash = place.ok().and_then(|place| hash_for(rule, place, &head, connection.peer));
     chosen.note(rule, None);
     let port = connection.original_dst.port();
     if let Verdict::Answer(response) = filter::on_request(&rule.filters, &mut head, port) {
-        return Ok(Reply::Own(response));
+        return Ok(Reply::Own(response, None));
     }
     let place = place?;
     let backend = rule.backends.get(place).ok_or(Cause::InvalidBackend)?;
@@ -260,7 +268,7 @@ async fn serve(
     let cluster = backend.cluster.as_ref().ok_or(Cause::InvalidBackend)?;
     record.destination(cluster.service.as_ref());
     if let Verdict::Answer(response) = filter::on_request(&backend.filters, &mut head, port) {
-        return Ok(Reply::Own(response));
+        return Ok(Reply::Own(response, None));
     }
     let target = Target {
         worker: &connection.worker,

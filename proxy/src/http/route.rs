@@ -31,8 +31,8 @@ fn path_matches(condition: &PathMatch, path: &str) -> bool {
     }
 }
 
-/// Repeated headers are one list, joined by commas (RFC 9110 §5.3).
-fn header_matches(values: http::header::GetAll<'_, http::HeaderValue>, condition: &StringMatch) -> bool {
+/// Whether a header fulfils a condition. Repeated ones are one list, joined by commas (RFC 9110 §5.3).
+pub fn header_matches(values: http::header::GetAll<'_, http::HeaderValue>, condition: &StringMatch) -> bool {
     let mut values = values.iter();
     let Some(first) = values.next() else { return false };
     let Some(second) = values.next() else {

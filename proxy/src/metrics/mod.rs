@@ -8,6 +8,7 @@ mod authorization;
 mod by_cluster;
 mod connections;
 mod edges;
+mod faults;
 mod handshakes;
 mod health;
 mod mirrors;
@@ -21,6 +22,7 @@ mod tcp;
 pub use access_log::{AccessLog, Format as AccessLogFormat, Line as AccessLogLine, StartError};
 pub use authorization::Authorization;
 pub use connections::{Connections, Open};
+pub use faults::Faults;
 pub use handshakes::Handshakes;
 use health::Health;
 use mirrors::Mirrors;
@@ -66,6 +68,8 @@ pub struct Metrics {
     pub retries: Retries,
     /// Copies of requests.
     pub mirrors: Mirrors,
+    /// What went wrong on purpose.
+    pub faults: Faults,
     /// Endpoints taken out.
     pub outliers: Outliers,
     /// Endpoints asked whether they are well.
@@ -91,6 +95,7 @@ impl Metrics {
             tcp: Tcp::new(&registry)?,
             retries: Retries::new(&registry)?,
             mirrors: Mirrors::new(&registry)?,
+            faults: Faults::new(&registry)?,
             outliers: Outliers::new(&registry)?,
             health: Health::new(&registry)?,
             authorization: Authorization::new(&registry)?,

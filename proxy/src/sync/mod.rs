@@ -22,6 +22,7 @@ mod cors;
 pub mod counts;
 pub mod driver;
 pub mod endpoints;
+mod fault;
 mod headers;
 mod health;
 pub mod inbound;

@@ -33,7 +33,7 @@ use prost::Name;
 
 use super::read::{self, Error, Within, at_most};
 use super::retry;
-use super::{cors, headers, session};
+use super::{cors, fault, headers, session};
 use crate::tables::cluster::Cluster;
 use crate::tables::route::{
     Backend, Filter, Mirror, PathChange, PathMatch, Redirect, Rewrite, Route, RouteMatch, RouteTable, Rule, StringMatch,
@@ -89,6 +89,7 @@ fn route(route: &PbRoute, cluster: &mut dyn FnMut(&str) -> Option<Arc<Cluster>>)
     let mut rule = Rule {
         name: route.name.as_str().into(),
         cors: cors::cors(&route.typed_per_filter_config)?,
+        fault: fault::fault(&route.typed_per_filter_config)?,
         filters: Vec::new(),
         mirrors: Vec::new(),
         backends: Vec::new(),
@@ -169,12 +170,13 @@ fn path_match(specifier: Option<&PathSpecifier>) -> Result<Option<PathMatch>, Er
     }
 }
 
-enum HeaderCondition {
+/// A condition on the method or on a header.
+pub(super) enum HeaderCondition {
     Method(Method),
     Header(HeaderName, StringMatch),
 }
 
-fn header_match(matcher: &HeaderMatcher) -> Result<HeaderCondition, Error> {
+pub(super) fn header_match(matcher: &HeaderMatcher) -> Result<HeaderCondition, Error> {
     if matcher.invert_match || matcher.treat_missing_header_as_empty {
         return Err(Error::new("invert_match", "is a condition this sidecar does not know"));
     }

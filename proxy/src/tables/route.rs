@@ -70,6 +70,8 @@ pub struct Rule {
     pub name: Arc<str>,
     /// What pages of other origins may do; `None`: nothing is said to them.
     pub cors: Option<Cors>,
+    /// What goes wrong on purpose; `None`: nothing.
+    pub fault: Option<Box<Fault>>,
     /// Applied in this order, to the request or later to its response.
     pub filters: Vec<Filter>,
     /// Where copies of requests go.
@@ -130,6 +132,44 @@ pub struct Mirror {
     pub cluster: Arc<Cluster>,
     /// Share of the requests, in millionths.
     pub per_million: u32,
+}
+
+/// What goes wrong on purpose.
+#[derive(Debug)]
+pub struct Fault {
+    /// First requests are held up.
+    pub delay: Option<Delay>,
+    /// Then they are answered.
+    pub abort: Option<Abort>,
+    /// What a request must have to be hit.
+    pub headers: Vec<(HeaderName, StringMatch)>,
+}
+
+/// How requests are held up.
+#[derive(Debug)]
+pub struct Delay {
+    /// For how long.
+    pub length: Duration,
+    /// Share of the requests, in millionths.
+    pub per_million: u32,
+}
+
+/// How requests are answered.
+#[derive(Debug)]
+pub struct Abort {
+    /// With what.
+    pub status: AbortStatus,
+    /// Share of the requests, in millionths.
+    pub per_million: u32,
+}
+
+/// A status, which stands for one of the other kind where that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AbortStatus {
+    /// Of HTTP.
+    Http(StatusCode),
+    /// Of gRPC.
+    Grpc(u16),
 }
 
 /// What pages of other origins may do.

@@ -42,7 +42,15 @@ fn answer(name: &str, service: &'static str, request: &Request<Bytes>, attempts:
     let fail = fail.filter(|(_, times)| times.parse::<u32>().is_ok_and(|times| attempt <= times));
     let fail = fail.map(|(code, _)| code);
     let told = told(name, service, request);
-    if text(request, "content-type") == Some("application/grpc") { grpc(fail, told) } else { http(fail, told) }
+    if request.uri().path() == "/grpc.health.v1.Health/Check" {
+        // `HealthCheckResponse.status` SERVING.
+        return grpc(None, vec![8, 1]);
+    }
+    if text(request, "content-type") == Some("application/grpc") {
+        grpc(fail, told.into_bytes())
+    } else {
+        http(fail, told)
+    }
 }
 
 fn text<'a>(request: &'a Request<Bytes>, name: &str) -> Option<&'a str> {
@@ -58,14 +66,14 @@ fn http(fail: Option<&str>, told: String) -> Answer {
 }
 
 /// A call that fails is answered by trailers only (gRPC `PROTOCOL-HTTP2.md`).
-fn grpc(fail: Option<&str>, told: String) -> Answer {
+fn grpc(fail: Option<&str>, told: Vec<u8>) -> Answer {
     let answer = Response::builder().header("content-type", "application/grpc");
     let answer = answer.header("x-answer", "theirs").header("x-gone", "theirs");
     if let Some(code) = fail {
         return answer.header("grpc-status", code).body(Full::default().boxed_unsync()).unwrap();
     }
     let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))]);
-    let message = Full::from(h2c::grpc_message(told.as_bytes()));
+    let message = Full::from(h2c::grpc_message(&told));
     answer.body(message.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed_unsync()).unwrap()
 }
 

@@ -7,7 +7,7 @@ use crate::case::{AWAY, Ask, By, CALLS, Case, EMPTY, MANY, MISSING, SERVICES, SH
 
 /// The case of a seed.
 pub fn case(seed: u64) -> Case {
-    let mut generator = Generator { rng: Rng::with_seed(seed), weighted: false, slow: false };
+    let mut generator = Generator { rng: Rng::with_seed(seed), weighted: false, slow: false, faults: Vec::new() };
     let mut manifests = Vec::new();
     for number in 0..generator.rng.usize(1..=2) {
         let name = format!("route-{number}");
@@ -28,6 +28,7 @@ pub fn case(seed: u64) -> Case {
     for number in 0..generator.rng.usize(..3) {
         manifests.push(generator.authorization(&format!("policy-{number}")));
     }
+    manifests.append(&mut generator.faults);
     let asks = generator.asks(&manifests);
     Case { manifests, asks }
 }
@@ -38,6 +39,8 @@ struct Generator {
     weighted: bool,
     /// Some rule has a timeout.
     slow: bool,
+    /// Named by rules so far.
+    faults: Vec<Value>,
 }
 
 impl Generator {
@@ -86,6 +89,9 @@ impl Generator {
         }
         if self.chance(30) {
             filters.push(self.response_headers());
+        }
+        if self.chance(30) {
+            filters.push(self.fault(true));
         }
         if !filters.is_empty() {
             rule["filters"] = json!(filters);
@@ -140,6 +146,10 @@ impl Generator {
         }
         if self.chance(30) {
             filters.push(self.response_headers());
+        }
+        // Ours goes wrong before it redirects; Envoy's redirects never do.
+        if self.chance(20) && !redirects {
+            filters.push(self.fault(false));
         }
         // Ours tells pages of redirects too that they may follow them; Envoy does not.
         if self.chance(15) && !redirects {
@@ -311,6 +321,33 @@ impl Generator {
         json!({ "type": "CORS", "cors": cors })
     }
 
+    /// All requests or none: what is drawn for each tells nothing. Delays are too short for any timeout. Of requests that are not
+    /// gRPC none gets a gRPC status: Envoy answers them 200.
+    fn fault(&mut self, grpc: bool) -> Value {
+        let name = format!("fault-{}", self.faults.len());
+        let mut spec = json!({});
+        if self.chance(60) {
+            spec["delay"] = json!({ "duration": "1ms", "percent": self.number(&[0, 100]) });
+        }
+        if spec == json!({}) || self.chance(60) {
+            spec["abort"] = if grpc && self.chance(70) {
+                json!({ "grpcStatus": self.rng.u32(1..=16) })
+            } else {
+                json!({ "httpStatus": self.number(&[400, 401, 403, 404, 418, 429, 500, 503]) })
+            };
+            match self.rng.u32(..3) {
+                0 => spec["abort"]["fraction"] = json!({ "numerator": self.number(&[0, 1000]), "denominator": 1000 }),
+                1 => spec["abort"]["percent"] = json!(self.number(&[0, 100])),
+                _ => {}
+            }
+        }
+        if self.chance(40) {
+            spec["headers"] = json!([{ "name": self.one(&["x-one", "X-Two"]), "value": self.one(&["1", "2"]) }]);
+        }
+        self.faults.push(object(OURS, "FaultInjection", &name, spec));
+        json!({ "type": "ExtensionRef", "extensionRef": { "group": "heddle.dev", "kind": "FaultInjection", "name": name } })
+    }
+
     fn redirect(&mut self, replaces: bool) -> Value {
         let mut redirect = json!({});
         if self.chance(40) {
@@ -379,8 +416,27 @@ impl Generator {
             spec["circuitBreaker"] =
                 json!({ "maxConnections": 100, "maxPending": 100, "maxRequests": 100, "maxRetries": 100 });
         }
+        if self.chance(20) {
+            spec["healthCheck"] = self.health_check();
+        }
         self.retry_and_timeouts(&mut spec);
         object(OURS, "TrafficPolicy", service, spec)
+    }
+
+    /// One that everybody passes, or with a policy in the way nobody.
+    fn health_check(&mut self) -> Value {
+        let mut check = match self.rng.u32(..3) {
+            0 => json!({ "http": { "path": "/", "codes": [200, 403] } }),
+            1 => json!({ "grpc": { "service": "shop.Cart" } }),
+            _ => json!({ "tcp": {} }),
+        };
+        if self.chance(30) {
+            check["interval"] = json!("20s");
+            check["timeout"] = json!("2s");
+            check["unhealthyThreshold"] = json!(2);
+            check["healthyThreshold"] = json!(1);
+        }
+        check
     }
 
     /// The client's address is left out: it is all that the two clients do not share.

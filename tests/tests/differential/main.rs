@@ -223,7 +223,7 @@ const MUTANTS: usize = 20;
 /// How often each field must occur in a run of [`CASES`].
 const LEAST: u32 = 20;
 /// What must occur at all: a generator that forgets one would not be missed otherwise.
-const FIELDS: [&str; 39] = [
+const FIELDS: [&str; 47] = [
     "HTTPRoute.rules.matches.path.type=Exact",
     "HTTPRoute.rules.matches.path.type=PathPrefix",
     "HTTPRoute.rules.matches.path.type=RegularExpression",
@@ -242,6 +242,14 @@ const FIELDS: [&str; 39] = [
     "HTTPRoute.rules.retry.codes",
     "HTTPRoute.rules.sessionPersistence.type=Header",
     "HTTPRoute.rules.sessionPersistence.cookieConfig.lifetimeType",
+    "HTTPRoute.rules.filters.type=ExtensionRef",
+    "GRPCRoute.rules.filters.type=ExtensionRef",
+    "FaultInjection.delay.percent",
+    "FaultInjection.abort.httpStatus",
+    "FaultInjection.abort.grpcStatus",
+    "FaultInjection.headers",
+    "TrafficPolicy.healthCheck.http.codes",
+    "TrafficPolicy.healthCheck.grpc",
     "TrafficPolicy.retry.perTryTimeout",
     "TrafficPolicy.loadBalancing.policy=LeastRequest",
     "TrafficPolicy.loadBalancing.policy=RoundRobin",

@@ -121,10 +121,12 @@ const RESPONSE: [(&str, &str); 8] = [
 ];
 
 /// The same for fields of a request.
-const REQUEST: [(&str, &str); 5] = [
+const REQUEST: [(&str, &str); 7] = [
     ("content-length: ", "Envoy says of more requests without a body that they have none"),
     ("x-id: ", "the test's own"),
     ("x-forwarded-proto: ", "Envoy writes one into every request"),
     ("x-request-id: ", "random"),
+    ("x-heddle-attempt: ", "Envoy's count has another name, and stands in first attempts too"),
+    ("grpc-timeout: ", "Envoy's field for it is deprecated, and warns in its log for each route"),
     ("traceparent: ", "Envoy begins a trace only where a tracer is configured"),
 ];

@@ -44,6 +44,20 @@ fn weights_split_calls_and_a_change_of_them_needs_no_restart() {
     }
 }
 
+#[test]
+fn a_fault_goes_wrong_for_the_calls_of_its_rule() {
+    let world = World::new("GRPCRoute", 100);
+    let named = "    filters: [{ type: ExtensionRef, extensionRef: { group: heddle.dev, kind: FaultInjection, name: out } }]\n  ";
+    let route = route("GRPCRoute", 100).replacen("    backendRefs", &format!("{named}  backendRefs"), 1);
+    world.mesh.apply("route.yaml", &format!("{route}---\n{FAULT}"));
+    eventually("calls fail as they are told to", || {
+        let answers = world.calls("Ask", 5);
+        let failed = answers.iter().filter(|(answer, _)| answer.starts_with("DATA_LOSS")).map(|(_, count)| count);
+        (failed.sum::<usize>() == 5).then_some(())
+    });
+    assert_eq!(world.calls("Say", 10), [("a".to_owned(), 10)].into());
+}
+
 /// Of 300 calls; with these bounds 99.99 % of all times.
 fn assert_share_of_b(answers: &BTreeMap<String, usize>, share: f64) {
     let expected = 300.0 * share;
@@ -127,6 +141,12 @@ fn route(kind: &str, percent: u32) -> String {
         100 - percent
     )
 }
+
+const FAULT: &str = "apiVersion: heddle.dev/v1alpha1
+kind: FaultInjection
+metadata: { name: out, namespace: shop }
+spec: { abort: { grpcStatus: 15 } }
+";
 
 const MANIFESTS: &str = r#"
 apiVersion: v1

@@ -27,7 +27,7 @@ use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfi
 use envoy_types::pb::google::protobuf::Any;
 
 use super::{chain, reply};
-use crate::emit::{cors, pb, session};
+use crate::emit::{cors, fault, pb, session};
 
 /// What differs between connection managers.
 pub struct Manager {
@@ -137,6 +137,11 @@ pub fn offer_filter(alpn: &[&str]) -> HttpFilter {
 /// Answers preflights, where a route has a policy for them.
 pub fn cors_filter() -> HttpFilter {
     http_filter(cors::FILTER, pb::any(&Cors {}))
+}
+
+/// Goes wrong on purpose, where a route says so.
+pub fn fault_filter() -> HttpFilter {
+    http_filter(fault::FILTER, fault::none())
 }
 
 /// Brings clients back to their endpoints, where a route says so.

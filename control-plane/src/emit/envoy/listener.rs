@@ -105,7 +105,7 @@ fn manager(table: &ResourceName, codec: CodecType, alpn: &[&str]) -> Filter {
         stat_prefix: table.to_string(),
         codec,
         routes: RouteSpecifier::Rds(rds),
-        filters: vec![http::cors_filter(), http::session_filter(), http::offer_filter(alpn)],
+        filters: vec![http::cors_filter(), http::fault_filter(), http::session_filter(), http::offer_filter(alpn)],
         side: Side::Outbound,
     };
     manager.filter()

@@ -1,5 +1,5 @@
-//! A listener nobody listens on: the HTTP connection manager with its router that gRPC insists on (gRFC A27, A39), and
-//! where its routes are.
+//! A listener nobody listens on: the HTTP connection manager with its router that gRPC insists on (gRFC A27, A39), the
+//! filter for faults, which does nothing unless a route says so (A33), and where its routes are.
 
 use std::sync::Arc;
 
@@ -11,19 +11,20 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 };
 use heddle_xds::resource::Resource;
 
-use crate::emit::{envoy, pb};
+use crate::emit::{envoy, fault, pb};
 use crate::model::{ResourceName, SourceRef};
 
 /// The listener named as the target was written.
 pub fn listener(name: &str, table: &ResourceName, sources: &[SourceRef]) -> Resource {
-    let router = HttpFilter {
-        name: envoy::ROUTER.to_owned(),
-        config_type: Some(http_filter::ConfigType::TypedConfig(pb::any(&Router::default()))),
+    let filter = |name: &str, config| HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
         ..HttpFilter::default()
     };
+    let filters = [filter(fault::FILTER, fault::none()), filter(envoy::ROUTER, pb::any(&Router::default()))];
     let rds = Rds { config_source: Some(pb::ads()), route_config_name: table.to_string() };
     let manager = HttpConnectionManager {
-        http_filters: vec![router],
+        http_filters: filters.into(),
         route_specifier: Some(RouteSpecifier::Rds(rds)),
         ..HttpConnectionManager::default()
     };

@@ -1,4 +1,4 @@
-//! Routes for calls, with what gRPC reads of them (gRFC A28): path, headers, weights, timeout, retries.
+//! Routes for calls, with what gRPC reads of them (gRFC A28, A33): path, headers, weights, timeout, retries, faults.
 
 use envoy_types::pb::envoy::config::route::v3::retry_policy::RetryBackOff;
 use envoy_types::pb::envoy::config::route::v3::route::Action;
@@ -12,7 +12,7 @@ use envoy_types::pb::envoy::config::route::v3::{
 };
 use heddle_xds::resource::Resource;
 
-use crate::emit::{balancing, envoy, pb};
+use crate::emit::{balancing, envoy, pb, per_route};
 use crate::model::route::{PathMatch, RetryPolicy};
 use crate::model::{Backend, HashOn, ResourceName, Route, RouteTable, Rule};
 
@@ -46,6 +46,7 @@ fn route(route: &Route, hash_policy: &[HashPolicy]) -> PbRoute {
         name: route.rule.name.to_string(),
         r#match: Some(matches),
         action: Some(action(&route.rule, hash_policy)),
+        typed_per_filter_config: per_route::fault(&route.rule).into_iter().collect(),
         ..PbRoute::default()
     }
 }

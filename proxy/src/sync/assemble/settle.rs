@@ -189,6 +189,7 @@ fn unanswered_route(table: &Arc<str>) -> Route {
     let rule = Rule {
         name: "unanswered".into(),
         cors: None,
+        fault: None,
         filters: Vec::new(),
         mirrors: Vec::new(),
         backends: vec![Backend { weight: 1, cluster, filters: Vec::new(), mirrors: Vec::new() }],
