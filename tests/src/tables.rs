@@ -81,6 +81,7 @@ pub fn rule(backends: Vec<(u32, Arc<Cluster>)>) -> Rule {
             .map(|(weight, cluster)| Backend { weight, cluster: Some(cluster), filters: vec![], mirrors: vec![] })
             .collect(),
         request_timeout: None,
+        idle_timeout: None,
         try_timeout: None,
         retry: None,
         session: None,

@@ -58,6 +58,7 @@ fn seen(cause: Cause) -> Seen {
         | Cause::Overflow
         | Cause::RequestTimeout
         | Cause::PerTryTimeout
+        | Cause::IdleTimeout
         | Cause::ResetBeforeResponse
         | Cause::Undelivered
         | Cause::UpstreamProtocolError
@@ -202,6 +203,10 @@ fn outbound(server: &MeshPod, bare: &MeshPod) -> Tables {
             Cause::PerTryTimeout => {
                 let timeout = Some(Duration::from_millis(50));
                 lead(&mut known, cause, plain(SILENT), settings(), |rule| rule.try_timeout = timeout);
+            }
+            Cause::IdleTimeout => {
+                let timeout = Some(Duration::from_millis(50));
+                lead(&mut known, cause, plain(SILENT), settings(), |rule| rule.idle_timeout = timeout);
             }
             Cause::DownstreamClosed => lead(&mut known, cause, plain(ENDLESS), settings(), |_| {}),
             Cause::ResetAfterResponse => lead(&mut known, cause, plain(BREAKS_OFF), settings(), |_| {}),

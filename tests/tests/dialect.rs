@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use heddle_control_plane::emit::{Index, heddle};
-use heddle_control_plane::model::cluster::{Limits, RetryBudget, Settings, Statistics};
+use heddle_control_plane::model::cluster::{KeepAlive, Limits, RetryBudget, Settings, Statistics};
 use heddle_control_plane::model::route::{
     Abort, AbortStatus, Cors, Delay, Fault, HeaderChanges, HeaderMatch, HeaderValue, Mirror, Origin, PathChange,
     PathMatch, QueryMatch, Redirect, RetryPolicy, Rewrite, RouteMatch, Scheme, StringMatch,
@@ -340,6 +340,7 @@ fn timeouts_and_retries_arrive() {
         backoff_max: Duration::from_millis(333),
     };
     let bounded = model::Rule {
+        idle_timeout: Some(Duration::from_millis(2_500)),
         request_timeout: Some(Duration::from_millis(1_500)),
         try_timeout: Some(Duration::from_micros(250_500)),
         retry: Some(retry),
@@ -355,6 +356,8 @@ fn timeouts_and_retries_arrive() {
     };
     let (request, attempt, retry) = found(0);
     assert_eq!(request, Some(Duration::from_millis(1_500)));
+    let idle: Vec<_> = table.routes.iter().map(|route| route.rule.idle_timeout).collect();
+    assert_eq!(idle, [Some(Duration::from_millis(2_500)), None, None]);
     assert_eq!(attempt, Some(Duration::from_micros(250_500)));
     assert_eq!(
         format!("{:?}", retry.unwrap()),
@@ -453,7 +456,10 @@ fn a_workload_s_inbound_side_arrives() {
     let told = expected_settings(&settings());
     let expected = tables::cluster::Settings {
         connect_timeout: told.connect_timeout,
-        idle_timeout: told.idle_timeout,
+        connections: tables::cluster::Connections {
+            idle_timeout: told.connections.idle_timeout,
+            ..tables::cluster::Connections::default()
+        },
         limits: told.limits,
         outlier: None,
         retry_budget_percent: told.retry_budget_percent,
@@ -643,6 +649,7 @@ fn rule(filters: Vec<model::Filter>) -> model::Rule {
         name: "HTTPRoute/shop/cart/0".into(),
         filters,
         backends: vec![backend(1, Some("cart"), Vec::new())],
+        idle_timeout: None,
         request_timeout: None,
         try_timeout: None,
         retry: None,
@@ -705,7 +712,13 @@ fn settings() -> Settings {
         load_balancing: model::LoadBalancing::RoundRobin,
         slow_start: Some(Duration::from_secs(45)),
         connect_timeout: Duration::from_millis(1_250),
-        idle_timeout: Duration::from_millis(31_500),
+        connections: model::Connections {
+            idle_timeout: Duration::from_millis(31_500),
+            max_age: Some(Duration::from_secs(300)),
+            max_requests: Some(1_000),
+            max_streams: Some(50),
+            keep_alive: KeepAlive { time: Duration::from_secs(33), interval: Duration::from_secs(9), probes: 5 },
+        },
         limits: Limits { connections: 1, pending: 2, requests: 3, retries: 4 },
         outlier: Some(model::Outlier {
             consecutive_failures: 6,
@@ -766,6 +779,12 @@ fn balancings() -> Vec<model::LoadBalancing> {
     ]
 }
 
+/// Where endpoints are only spoken to in HTTP/1 there are none to be told.
+fn expected_streams(from: &Settings) -> u32 {
+    let told = from.connections.max_streams.filter(|_| from.upstream_http != model::UpstreamHttp::Http1);
+    told.unwrap_or(tables::cluster::Connections::default().max_streams)
+}
+
 fn expected_settings(from: &Settings) -> tables::cluster::Settings {
     tables::cluster::Settings {
         policy: match &from.load_balancing {
@@ -781,7 +800,17 @@ fn expected_settings(from: &Settings) -> tables::cluster::Settings {
             matches!(from.load_balancing, P2cEwma | LeastRequest | RoundRobin)
         }),
         connect_timeout: from.connect_timeout,
-        idle_timeout: from.idle_timeout,
+        connections: tables::cluster::Connections {
+            idle_timeout: from.connections.idle_timeout,
+            max_age: from.connections.max_age,
+            max_requests: from.connections.max_requests,
+            max_streams: expected_streams(from),
+            keep_alive: Some(tables::cluster::KeepAlive {
+                time: from.connections.keep_alive.time,
+                interval: from.connections.keep_alive.interval,
+                probes: from.connections.keep_alive.probes,
+            }),
+        },
         limits: heddle_proxy::balance::breaker::Limits {
             connections: from.limits.connections,
             pending: from.limits.pending,
@@ -985,6 +1014,7 @@ fn workload() -> model::Workload {
         mtls,
         service: None,
         settings: Settings::default(),
+        idle_timeout: None,
         request_timeout: None,
         try_timeout: None,
         retry: None,

@@ -5,6 +5,7 @@
 //! Nothing here knows other objects: whether a target exists is decided in `translate`.
 
 pub mod authorization_policy;
+pub mod connections;
 pub mod duration;
 pub mod fault_injection;
 pub mod health_check;
@@ -28,6 +29,7 @@ use serde_json::Value;
 use serde_path_to_error::Segment;
 
 pub use authorization_policy::{AuthorizationPolicy, AuthorizationPolicySpec};
+pub use connections::Connections;
 pub use duration::Duration;
 pub use fault_injection::{FaultInjection, FaultInjectionSpec};
 pub use health_check::HealthCheck;

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::target::{self, GATEWAY_GROUP};
-use super::{Duration, FieldError, HealthCheck, LoadBalancing, ObjectStatus, TargetRef};
+use super::{Connections, Duration, FieldError, HealthCheck, LoadBalancing, ObjectStatus, TargetRef};
 
 /// How clients talk to what is targeted. Field by field, a route's policy wins over a Service's and that over the
 /// Namespace's; of two with the same target the oldest wins whole.
@@ -34,6 +34,10 @@ use super::{Duration, FieldError, HealthCheck, LoadBalancing, ObjectStatus, Targ
 #[x_kube(validation = Rule::new("!has(self.healthCheck) || [has(self.healthCheck.http), has(self.healthCheck.grpc), has(self.healthCheck.tcp)].filter(given, given).size() == 1").message("healthCheck: give one of http, grpc and tcp"))]
 #[x_kube(validation = Rule::new("!has(self.healthCheck) || !has(self.healthCheck.interval) || duration(self.healthCheck.interval) >= duration('100ms')").message("healthCheck.interval must be at least 100ms"))]
 #[x_kube(validation = Rule::new("!has(self.healthCheck) || !has(self.healthCheck.timeout) || duration(self.healthCheck.timeout) > duration('0s')").message("healthCheck.timeout must be above 0s"))]
+#[x_kube(validation = Rule::new("!has(self.connections) || !has(self.connections.idleTimeout) || duration(self.connections.idleTimeout) > duration('0s')").message("connections.idleTimeout must be above 0s"))]
+#[x_kube(validation = Rule::new("!has(self.connections) || !has(self.connections.maxAge) || duration(self.connections.maxAge) > duration('0s')").message("connections.maxAge must be above 0s"))]
+#[x_kube(validation = Rule::new("!has(self.connections) || !has(self.connections.tcpKeepalive) || !has(self.connections.tcpKeepalive.time) || duration(self.connections.tcpKeepalive.time) >= duration('1s')").message("connections.tcpKeepalive.time must be at least 1s"))]
+#[x_kube(validation = Rule::new("!has(self.connections) || !has(self.connections.tcpKeepalive) || !has(self.connections.tcpKeepalive.interval) || duration(self.connections.tcpKeepalive.interval) >= duration('1s')").message("connections.tcpKeepalive.interval must be at least 1s"))]
 #[x_kube(validation = Rule::new("!has(self.retry) || !has(self.retry.backoff) || duration(self.retry.backoff) > duration('0s')").message("retry.backoff must be above 0s"))]
 pub struct TrafficPolicySpec {
     /// Services, HTTPRoutes, GRPCRoutes (group `gateway.networking.k8s.io`) or the Namespace of the policy itself; 1
@@ -47,6 +51,9 @@ pub struct TrafficPolicySpec {
     /// 6298).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_timeout: Option<Duration>,
+    /// How connections to endpoints are kept. Default: as said at its fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Connections>,
     /// Most that may be open at once from one client workload to one Service port. Overflow is answered 503 at once.
     /// Default: the limits named at its fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -172,6 +179,10 @@ pub struct Timeouts {
     /// Default: no limit. A route rule's own `timeouts` win.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Duration>,
+    /// Longest silence of a request that is under way: nothing of its body and nothing of its response; `0s`: no limit. Connections that
+    /// are not looked into, and upgraded ones, have none. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Duration>,
 }
 
 impl TrafficPolicySpec {
@@ -232,6 +243,7 @@ impl TrafficPolicySpec {
         }
         self.load_balancing.iter().for_each(|balancing| balancing.check(&mut found));
         self.health_check.iter().for_each(|check| check.check(&mut found));
+        self.connections.iter().for_each(|connections| connections.check(&mut found));
         check_retry(&retry, &mut found);
         found
     }

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::cluster::v3::UpstreamConnectionOptions;
 use envoy_types::pb::envoy::config::core::v3::address::Address as AnyAddress;
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ApiVersion, CidrRange, ConfigSource, Metadata, SocketAddress,
+    Address, AggregatedConfigSource, ApiVersion, CidrRange, ConfigSource, Metadata, SocketAddress, TcpKeepalive,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
@@ -21,6 +22,7 @@ use ipnet::IpNet;
 use prost::Name;
 
 use crate::model::SourceRef;
+use crate::model::cluster::KeepAlive;
 
 /// `google.protobuf.UInt32Value`.
 pub fn uint32(value: u32) -> UInt32Value {
@@ -35,6 +37,17 @@ pub fn boolean(value: bool) -> BoolValue {
 /// `envoy.type.v3.Percent`.
 pub fn percent(value: u32) -> Percent {
     Percent { value: f64::from(value) }
+}
+
+/// How it is found out that the other end of a connection is gone.
+pub fn keep_alive(keep_alive: &KeepAlive) -> UpstreamConnectionOptions {
+    let seconds = |length: Duration| Some(uint32(u32::try_from(length.as_secs()).unwrap_or(u32::MAX)));
+    let tcp_keepalive = TcpKeepalive {
+        keepalive_time: seconds(keep_alive.time),
+        keepalive_interval: seconds(keep_alive.interval),
+        keepalive_probes: Some(uint32(keep_alive.probes)),
+    };
+    UpstreamConnectionOptions { tcp_keepalive: Some(tcp_keepalive), ..UpstreamConnectionOptions::default() }
 }
 
 /// `google.protobuf.Duration`; what does not fit its 10,000 years is cut to them.

@@ -38,9 +38,8 @@ pub struct Settings {
     /// How long a TCP connection with its TLS handshake may take.
     #[serde(serialize_with = "duration::text")]
     pub connect_timeout: Duration,
-    /// How long an idle HTTP/1 connection is kept for reuse.
-    #[serde(serialize_with = "duration::text")]
-    pub idle_timeout: Duration,
+    /// How connections are kept.
+    pub connections: Connections,
     /// Most that may be open at once.
     pub limits: Limits,
     /// When an endpoint is taken out; `None`: never.
@@ -54,6 +53,40 @@ pub struct Settings {
     pub retry_budget: RetryBudget,
     /// What endpoints speak when a request must not leave as it came.
     pub upstream_http: UpstreamHttp,
+}
+
+/// How connections to endpoints are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Connections {
+    /// How long one without requests is kept.
+    #[serde(serialize_with = "duration::text")]
+    pub idle_timeout: Duration,
+    /// After how long one gets no new requests; `None`: never.
+    #[serde(serialize_with = "duration::optional", skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Duration>,
+    /// After how many requests one gets no new ones; `None`: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_requests: Option<u32>,
+    /// Most requests at once on one of HTTP/2; `None`: as many as the client takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_streams: Option<u32>,
+    /// How it is found out that the other end is gone.
+    pub keep_alive: KeepAlive,
+}
+
+/// Probes of TCP, in whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeepAlive {
+    /// Silence before the first probe.
+    #[serde(serialize_with = "duration::text")]
+    pub time: Duration,
+    /// Between two of them.
+    #[serde(serialize_with = "duration::text")]
+    pub interval: Duration,
+    /// How many without an answer end the connection.
+    pub probes: u32,
 }
 
 /// How an endpoint is chosen.
@@ -227,7 +260,7 @@ impl Default for Settings {
             load_balancing: LoadBalancing::P2cEwma,
             slow_start: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-            idle_timeout: DEFAULT_IDLE_TIMEOUT,
+            connections: Connections::default(),
             limits: Limits::default(),
             outlier: Some(Outlier::default()),
             health_check: None,
@@ -235,6 +268,26 @@ impl Default for Settings {
             retry_budget: RetryBudget::default(),
             upstream_http: UpstreamHttp::AsDownstream,
         }
+    }
+}
+
+/// The sidecar's own.
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            idle_timeout: DEFAULT_IDLE_TIMEOUT,
+            max_age: None,
+            max_requests: None,
+            max_streams: None,
+            keep_alive: KeepAlive::default(),
+        }
+    }
+}
+
+/// The sidecar's own: a node that is gone is found out after two minutes; Linux by itself takes more than two hours.
+impl Default for KeepAlive {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(60), interval: Duration::from_secs(15), probes: 4 }
     }
 }
 

@@ -20,7 +20,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-pub use cluster::{Cluster, HashOn, HealthCheck, HealthQuestion, LoadBalancing, Outlier, Settings, UpstreamHttp};
+pub use cluster::{
+    Cluster, Connections, HashOn, HealthCheck, HealthQuestion, LoadBalancing, Outlier, Settings, UpstreamHttp,
+};
 pub use endpoint::{Endpoint, Endpoints, ForClient, Hints, Locality, Place, Preference};
 pub use inbound::{Egress, Inbound, InboundPort, Mesh, TlsMode};
 pub use listener::{HttpRoutes, Opaque, OutboundListener, Owner, Protocol, TcpRoutes, TcpShare};

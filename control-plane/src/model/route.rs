@@ -108,6 +108,9 @@ pub struct Rule {
     /// From the request's arrival to the end of its response; `None`: no limit.
     #[serde(serialize_with = "duration::optional", skip_serializing_if = "Option::is_none")]
     pub request_timeout: Option<Duration>,
+    /// Longest silence both ways; `None`: no limit.
+    #[serde(serialize_with = "duration::optional", skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
     /// For one attempt; `None`: only the request timeout limits it.
     #[serde(serialize_with = "duration::optional", skip_serializing_if = "Option::is_none")]
     pub try_timeout: Option<Duration>,

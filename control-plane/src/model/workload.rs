@@ -78,6 +78,9 @@ pub struct DirectPort {
     /// Limits and timeouts.
     #[serde(skip_serializing_if = "is_plain")]
     pub settings: Settings,
+    /// As [`Rule::idle_timeout`].
+    #[serde(serialize_with = "duration::optional", skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
     /// As [`Rule::request_timeout`].
     #[serde(serialize_with = "duration::optional", skip_serializing_if = "Option::is_none")]
     pub request_timeout: Option<Duration>,
@@ -115,6 +118,7 @@ impl Workload {
         let mut route = Route::default_to(name.clone());
         let rule = Arc::make_mut(&mut route.rule);
         rule.request_timeout = port.request_timeout;
+        rule.idle_timeout = port.idle_timeout;
         rule.try_timeout = port.try_timeout;
         rule.retry.clone_from(&port.retry);
         Some(DirectDestination {
@@ -190,6 +194,7 @@ impl Route {
             filters: Vec::new(),
             backends: vec![Backend { weight: 1, cluster: Some(cluster), filters: Vec::new() }],
             request_timeout: None,
+            idle_timeout: None,
             try_timeout: None,
             retry: None,
             session: None,

@@ -48,6 +48,7 @@ fn workload(name: &str, address: &str) -> Workload {
         mtls: false,
         service: None,
         settings: Settings::default(),
+        idle_timeout: None,
         request_timeout: None,
         try_timeout: None,
         retry: None,

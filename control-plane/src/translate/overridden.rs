@@ -82,6 +82,7 @@ impl Found<'_> {
 /// What a policy says, by the parts that [`super::traffic`] takes whole.
 fn fields(spec: &TrafficPolicySpec) -> BTreeSet<&'static str> {
     let breaker = spec.circuit_breaker.as_ref();
+    let connections = spec.connections.as_ref();
     let outlier = spec.outlier_detection.as_ref();
     let set = [
         ("loadBalancing", spec.load_balancing.is_some()),
@@ -106,6 +107,12 @@ fn fields(spec: &TrafficPolicySpec) -> BTreeSet<&'static str> {
         ("outlierDetection.maxEjectionPercent", outlier.is_some_and(|o| o.max_ejection_percent.is_some())),
         ("outlierDetection.panicThreshold", outlier.is_some_and(|o| o.panic_threshold.is_some())),
         ("healthCheck", spec.health_check.is_some()),
+        ("connections.idleTimeout", connections.is_some_and(|c| c.idle_timeout.is_some())),
+        ("connections.maxAge", connections.is_some_and(|c| c.max_age.is_some())),
+        ("connections.maxRequests", connections.is_some_and(|c| c.max_requests.is_some())),
+        ("connections.maxStreams", connections.is_some_and(|c| c.max_streams.is_some())),
+        ("connections.tcpKeepalive", connections.is_some_and(|c| c.tcp_keepalive.is_some())),
+        ("timeouts.idle", spec.timeouts.as_ref().is_some_and(|timeouts| timeouts.idle.is_some())),
         (RETRY, spec.retry.is_some()),
         (TRY, spec.retry.as_ref().is_some_and(|retry| retry.per_try_timeout.is_some())),
         (REQUEST, spec.timeouts.as_ref().is_some_and(|timeouts| timeouts.request.is_some())),

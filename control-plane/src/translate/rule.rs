@@ -199,6 +199,7 @@ fn one(
         filters,
         backends,
         request_timeout,
+        idle_timeout: traffic.idle_timeout(),
         try_timeout,
         retry: rule.retry.as_ref().map_or_else(|| traffic.retry(), |given| Some(retry(given))),
         session,
@@ -369,6 +370,7 @@ fn default_table(objects: &Objects, service: &ServiceName, name: ResourceName) -
     let mut route = Route::default_to(name.clone());
     let rule = Arc::make_mut(&mut route.rule);
     rule.request_timeout = traffic.request_timeout();
+    rule.idle_timeout = traffic.idle_timeout();
     rule.try_timeout = traffic.try_timeout();
     rule.retry = traffic.retry();
     let mut sources = BTreeSet::from([SourceRef::new("Service", &service.namespace, &service.name)]);

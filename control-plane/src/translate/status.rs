@@ -254,6 +254,7 @@ fn traffic_unused(policy: &crate::api::TrafficPolicy) -> Option<String> {
         ("circuitBreaker", spec.circuit_breaker.is_some()),
         ("outlierDetection", spec.outlier_detection.is_some()),
         ("healthCheck", spec.health_check.is_some()),
+        ("connections", spec.connections.is_some()),
     ];
     let unused: Vec<_> = set.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect();
     let only_for = format!("not in force for {}: {}; target the Service for these", shown(route), unused.join(", "));

@@ -13,7 +13,7 @@ use crate::api::traffic_policy::{
     DEFAULT_REQUEST_VOLUME, OutlierDetection, Retry,
 };
 use crate::api::{self, TargetRef, TrafficPolicy};
-use crate::model::cluster::{Limits, Outlier, Statistics};
+use crate::model::cluster::{Connections, KeepAlive, Limits, Outlier, Statistics};
 use crate::model::route::RetryPolicy;
 use crate::model::{
     HashOn, HealthCheck, HealthQuestion, LoadBalancing, ServiceName, Settings, SourceRef, UpstreamHttp,
@@ -68,6 +68,7 @@ impl Traffic {
             connect_timeout: self
                 .first(|policy| policy.spec.connect_timeout)
                 .map_or(defaults.connect_timeout, |length| length.get()),
+            connections: self.connections(),
             limits: Limits {
                 connections: breaker(|b| b.max_connections).unwrap_or(defaults.limits.connections),
                 pending: breaker(|b| b.max_pending).unwrap_or(defaults.limits.pending),
@@ -80,6 +81,28 @@ impl Traffic {
                 .unwrap_or(defaults.panic_percent),
             upstream_http,
             ..defaults
+        }
+    }
+
+    fn connections(&self) -> Connections {
+        let Connections { keep_alive: defaults, idle_timeout, .. } = Connections::default();
+        let field = |field: fn(&api::Connections) -> Option<u32>| {
+            self.first(|policy| policy.spec.connections.as_ref().and_then(field))
+        };
+        let length = |field: fn(&api::Connections) -> Option<api::Duration>| {
+            self.first(|policy| policy.spec.connections.as_ref().and_then(field)).map(api::Duration::get)
+        };
+        let probing = self.first(|policy| policy.spec.connections.as_ref()?.tcp_keepalive.as_ref());
+        Connections {
+            idle_timeout: length(|c| c.idle_timeout).unwrap_or(idle_timeout),
+            max_age: length(|c| c.max_age),
+            max_requests: field(|c| c.max_requests),
+            max_streams: field(|c| c.max_streams),
+            keep_alive: probing.map_or(defaults, |given| KeepAlive {
+                time: given.time.map_or(defaults.time, api::Duration::get),
+                interval: given.interval.map_or(defaults.interval, api::Duration::get),
+                probes: given.probes.unwrap_or(defaults.probes),
+            }),
         }
     }
 
@@ -96,6 +119,12 @@ impl Traffic {
     /// How long one attempt may take.
     pub(super) fn try_timeout(&self) -> Option<Duration> {
         let set = self.first(|policy| policy.spec.retry.as_ref().and_then(|retry| retry.per_try_timeout));
+        set.map(|length| length.get()).filter(|length| !length.is_zero())
+    }
+
+    /// How long nothing may come of a request either way.
+    pub(super) fn idle_timeout(&self) -> Option<Duration> {
+        let set = self.first(|policy| policy.spec.timeouts.as_ref().and_then(|timeouts| timeouts.idle));
         set.map(|length| length.get()).filter(|length| !length.is_zero())
     }
 

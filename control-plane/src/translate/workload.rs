@@ -135,6 +135,7 @@ fn direct(
             service,
             settings,
             request_timeout: traffic.request_timeout(),
+            idle_timeout: traffic.idle_timeout(),
             try_timeout: traffic.try_timeout(),
             retry: traffic.retry(),
         }

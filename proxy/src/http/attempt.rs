@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 
 use super::deadline::{self, earliest};
 use super::error::{Cause, Error, Fault, X_HEDDLE_DRAINING, X_HEDDLE_UNDELIVERED};
+use super::idle;
 use super::source::Source;
 use crate::balance::breaker::{self, Kind, Permit};
 use crate::balance::{self, Nothing, leaving, outlier};
@@ -271,12 +272,15 @@ async fn exchange(
     if let Some(limit) = limit.filter(|_| target.grpc) {
         deadline::tell(request.headers_mut(), limit.saturating_duration_since(Instant::now()));
     }
-    let sent = match limit {
-        None => lease.send(request).await,
-        Some(limit) => match tokio::time::timeout_at(limit.into(), lease.send(request)).await {
+    let sent = match (limit, target.rule.and_then(|rule| rule.idle_timeout)) {
+        (None, None) => lease.send(request).await,
+        (limit, idle) => match idle::within(limit, idle, &source.progress, lease.send(request)).await {
             Ok(sent) => sent,
-            Err(_) if passed(target.deadline) => return Err(failed(Cause::RequestTimeout.into(), false)),
-            Err(_) => return Err(failed(Cause::PerTryTimeout.into(), false)),
+            Err(idle::Over::Idle) => return Err(failed(Cause::IdleTimeout.into(), false)),
+            Err(idle::Over::Limit) if passed(target.deadline) => {
+                return Err(failed(Cause::RequestTimeout.into(), false));
+            }
+            Err(idle::Over::Limit) => return Err(failed(Cause::PerTryTimeout.into(), false)),
         },
     };
     let mut response = sent.map_err(|mut error| match error.take_message() {

@@ -9,6 +9,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
@@ -17,6 +18,7 @@ use tokio::time::Sleep;
 
 use super::client_body::ClientBody;
 use super::error::{self, BoxError, Cause, Error};
+use super::idle::Watch;
 use super::tee::{Feed, Tap};
 use crate::metrics::Record;
 use crate::upstream::Lease;
@@ -40,6 +42,7 @@ struct Upstream {
     lease: Option<Lease>,
     record: Record,
     deadline: Option<Pin<Box<Sleep>>>,
+    idle: Option<Watch>,
     failure: Failure,
 }
 
@@ -66,16 +69,18 @@ impl Body {
         Self(Inner::Full(Some(bytes)))
     }
 
-    /// The body of an upstream's response. `deadline` ends it with [`Cause::RequestTimeout`].
+    /// The body of an upstream's response. `deadline` ends it with [`Cause::RequestTimeout`], a silence of `idle` with
+    /// [`Cause::IdleTimeout`].
     pub fn upstream(
         incoming: Incoming,
         lease: Lease,
         record: Record,
         deadline: Option<Sleep>,
+        idle: Option<Duration>,
         failure: Failure,
     ) -> Self {
-        let deadline = deadline.map(Box::pin);
-        Self(Inner::Upstream(Box::new(Upstream { incoming, lease: Some(lease), record, deadline, failure })))
+        let (lease, deadline, idle) = (Some(lease), deadline.map(Box::pin), idle.map(Watch::begin));
+        Self(Inner::Upstream(Box::new(Upstream { incoming, lease, record, deadline, idle, failure })))
     }
 }
 
@@ -126,14 +131,22 @@ impl Upstream {
                 }
             });
         }
-        if let Some(deadline) = &mut self.deadline {
-            ready!(deadline.as_mut().poll(cx));
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
             return Poll::Ready(Some(self.fail(Cause::RequestTimeout.into())));
+        }
+        if let Some(idle) = &mut self.idle {
+            ready!(idle.poll_over(&self.record.request_bytes, cx));
+            return Poll::Ready(Some(self.fail(Cause::IdleTimeout.into())));
         }
         Poll::Pending
     }
 
     fn note(&mut self, frame: &Frame<Bytes>) {
+        if let Some(idle) = &mut self.idle {
+            idle.came();
+        }
         if let Some(data) = frame.data_ref() {
             self.record.response_bytes += data.len() as u64;
         } else if let Some(trailers) = frame.trailers_ref() {

@@ -35,6 +35,8 @@ pub enum Cause {
     RequestTimeout,
     /// The timeout of one attempt ran out.
     PerTryTimeout,
+    /// Nothing came, either way, for as long as the policy allows.
+    IdleTimeout,
     /// The connection broke before the first byte of a response.
     ResetBeforeResponse,
     /// The connection broke after the response began.
@@ -82,7 +84,7 @@ pub enum Fault {
 
 impl Cause {
     /// Every cause, once.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::ConnectRefused,
         Self::ConnectTimeout,
         Self::TlsFailure,
@@ -91,6 +93,7 @@ impl Cause {
         Self::Overflow,
         Self::RequestTimeout,
         Self::PerTryTimeout,
+        Self::IdleTimeout,
         Self::ResetBeforeResponse,
         Self::ResetAfterResponse,
         Self::Undelivered,
@@ -143,6 +146,7 @@ impl Cause {
             | Self::Overflow
             | Self::RequestTimeout
             | Self::PerTryTimeout
+            | Self::IdleTimeout
             | Self::ResetBeforeResponse
             | Self::ResetAfterResponse
             | Self::TlsRequired
@@ -173,6 +177,7 @@ impl Cause {
             Self::Overflow => ("overflow", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Upstream, "a circuit breaker limit was reached; see TrafficPolicy circuitBreaker"),
             Self::RequestTimeout => ("request_timeout", StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Upstream, "the route's request timeout ran out"),
             Self::PerTryTimeout => ("per_try_timeout", StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Upstream, "one attempt took longer than its timeout"),
+            Self::IdleTimeout => ("idle_timeout", StatusCode::GATEWAY_TIMEOUT, DEADLINE_EXCEEDED, Upstream, "nothing of request or response came for as long as TrafficPolicy timeouts.idle allows"),
             Self::ResetBeforeResponse => ("reset_before_response", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Upstream, "the application closed the connection before it answered"),
             Self::ResetAfterResponse => ("reset_after_response", StatusCode::BAD_GATEWAY, UNAVAILABLE, Upstream, "the application broke off its response"),
             Self::Undelivered => ("undelivered", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Upstream, "the sidecar there could not reach its application"),

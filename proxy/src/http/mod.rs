@@ -15,6 +15,7 @@ pub mod guard;
 pub mod hash;
 pub mod headers;
 pub mod identity;
+pub mod idle;
 pub mod mirror;
 pub mod request;
 pub mod route;

@@ -8,7 +8,7 @@ use std::iter;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, response};
@@ -104,12 +104,12 @@ pub async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> R
         Err(refused) => Err(Error::new(Cause::ProtocolError, refused)),
     };
     let mut response = match reply {
-        Ok(Reply::Upstream { head, body, lease, deadline }) => {
+        Ok(Reply::Upstream { head, body, lease, deadline, idle }) => {
             record.status = head.status;
             record.note_grpc_status(&head.headers);
             let deadline = deadline.map(|deadline| tokio::time::sleep_until(deadline.into()));
             let failure = if grpc && version == Version::HTTP_2 { Failure::GrpcStatus } else { Failure::Reset };
-            Response::from_parts(head, Body::upstream(body, lease, record, deadline, failure))
+            Response::from_parts(head, Body::upstream(body, lease, record, deadline, idle, failure))
         }
         Ok(Reply::Switched { head, streams }) => {
             record.status = head.status;
@@ -162,7 +162,14 @@ fn failure(
 /// What a request led to, if it did not fail.
 enum Reply {
     /// An upstream's response.
-    Upstream { head: response::Parts, body: Incoming, lease: Lease, deadline: Option<Instant> },
+    Upstream {
+        head: response::Parts,
+        body: Incoming,
+        lease: Lease,
+        deadline: Option<Instant>,
+        /// Longest silence.
+        idle: Option<Duration>,
+    },
     /// An upstream's 101: both connections are opaque from here on.
     Switched { head: response::Parts, streams: upgrade::Streams },
     /// A filter's answer, and what of its making made it a failure; nothing went upstream.
@@ -433,5 +440,6 @@ async fn forward<'m>(
         head.headers.remove(error::X_HEDDLE_UNDELIVERED);
         head.headers.remove(error::X_HEDDLE_DRAINING);
     }
-    Ok(Reply::Upstream { head, body, lease, deadline: target.deadline })
+    let idle = target.rule.and_then(|rule| rule.idle_timeout);
+    Ok(Reply::Upstream { head, body, lease, deadline: target.deadline, idle })
 }

@@ -14,6 +14,8 @@ pub struct Source {
     /// Gone once sent, if the request cannot be sent again.
     head: Option<Parts>,
     body: SourceBody,
+    /// Grows with what is read of the body.
+    pub progress: Counter,
     /// Set by the body.
     pub broken: Broken,
     /// Whether sending it twice is as good as once.
@@ -39,17 +41,18 @@ impl Source {
         let body = if body.is_end_stream() {
             SourceBody::Empty
         } else if keep {
-            SourceBody::Replay(Replay::new(body, counter, broken.clone(), feeds))
+            SourceBody::Replay(Replay::new(body, counter.clone(), broken.clone(), feeds))
         } else {
-            SourceBody::Once(Some(RequestBody::Once(body, counter, broken.clone())))
+            SourceBody::Once(Some(RequestBody::Once(body, counter.clone(), broken.clone())))
         };
-        Self { head: Some(head), body, broken, idempotent, keep }
+        Self { head: Some(head), body, progress: counter, broken, idempotent, keep }
     }
 
     /// A copy of a request, which is sent again only if nothing of it was.
     pub fn copy(head: Parts, body: RequestBody) -> Self {
         let body = if let RequestBody::Empty = body { SourceBody::Empty } else { SourceBody::Once(Some(body)) };
-        Self { head: Some(head), body, broken: Broken::default(), idempotent: false, keep: false }
+        let (progress, broken) = (Counter::default(), Broken::default());
+        Self { head: Some(head), body, progress, broken, idempotent: false, keep: false }
     }
 
     /// The request for one attempt; `None` if it is gone.

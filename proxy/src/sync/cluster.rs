@@ -6,8 +6,8 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as PbCluster;
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType, TransportSocketMatch};
-use envoy_types::pb::envoy::config::core::v3::RoutingPriority;
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
+use envoy_types::pb::envoy::config::core::v3::{Http2ProtocolOptions, RoutingPriority};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
@@ -17,14 +17,17 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_optio
     ExplicitHttpConfig, UpstreamProtocolOptions,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-use envoy_types::pb::google::protobuf::value;
+use envoy_types::pb::google::protobuf::{UInt32Value, value};
 use serde::Deserialize;
 
 use super::read::{self, Error, Within, at_most};
 use super::{balancing, health, outlier};
 use crate::balance::breaker;
+use crate::http::MAX_SHARED_STREAMS;
 use crate::tables::ServiceName;
-use crate::tables::cluster::{DEFAULT_RETRY_BUDGET_FLOOR, DEFAULT_RETRY_BUDGET_PERCENT, Settings, UpstreamHttp};
+use crate::tables::cluster::{
+    Connections, DEFAULT_RETRY_BUDGET_FLOOR, DEFAULT_RETRY_BUDGET_PERCENT, KeepAlive, Settings, UpstreamHttp,
+};
 
 /// One cluster, without its endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,13 +80,13 @@ fn settings(message: &PbCluster, facts: &Facts) -> Result<Settings, Error> {
     let panic = panic.map(read::percent).transpose().within("common_lb_config.healthy_panic_threshold")?;
     let outlier = message.outlier_detection.as_ref();
     let outlier = outlier.map(|pb| outlier::read(pb, facts.outlier_latency_percent));
-    let (idle_timeout, upstream_http) = http_options(message)?;
+    let (connections, upstream_http) = http_options(message)?;
     Ok(Settings {
         policy: balancing::read(message)?,
         slow_start: balancing::slow_start(message)?,
         connect_timeout: read::positive(message.connect_timeout.as_ref(), ENVOY_CONNECT_TIMEOUT)
             .within("connect_timeout")?,
-        idle_timeout,
+        connections: Connections { keep_alive: keep_alive(message)?, ..connections },
         limits: limits(thresholds),
         outlier: outlier.transpose().within("outlier_detection")?,
         health_check: health::read(&message.health_checks)?.map(Arc::new),
@@ -115,16 +118,48 @@ fn retry_budget(thresholds: Option<&Thresholds>) -> Result<(u32, u32), Error> {
     Ok((percent.unwrap_or(DEFAULT_RETRY_BUDGET_PERCENT), floor))
 }
 
-fn http_options(message: &PbCluster) -> Result<(Duration, UpstreamHttp), Error> {
+/// Linux's own defaults where nothing is said, as in Envoy.
+fn keep_alive(message: &PbCluster) -> Result<Option<KeepAlive>, Error> {
+    let options = message.upstream_connection_options.as_ref();
+    let Some(probing) = options.and_then(|options| options.tcp_keepalive.as_ref()) else { return Ok(None) };
+    let number = |field: &str, given: Option<&UInt32Value>, default| match read::uint32(given, default) {
+        0 => Err(Error::new(field, "is 0, must be at least 1")).within("upstream_connection_options.tcp_keepalive"),
+        number => Ok(number),
+    };
+    Ok(Some(KeepAlive {
+        time: Duration::from_secs(number("keepalive_time", probing.keepalive_time.as_ref(), LINUX_TIME)?.into()),
+        interval: Duration::from_secs(
+            number("keepalive_interval", probing.keepalive_interval.as_ref(), LINUX_INTERVAL)?.into(),
+        ),
+        probes: number("keepalive_probes", probing.keepalive_probes.as_ref(), LINUX_PROBES)?,
+    }))
+}
+
+fn http_options(message: &PbCluster) -> Result<(Connections, UpstreamHttp), Error> {
     let Some(any) = message.typed_extension_protocol_options.get(HTTP_OPTIONS) else {
         // Envoy speaks HTTP/1.1 where nothing is said.
-        return Ok((ENVOY_IDLE_TIMEOUT, UpstreamHttp::Http1));
+        let connections = Connections { idle_timeout: ENVOY_IDLE_TIMEOUT, ..Connections::default() };
+        return Ok((connections, UpstreamHttp::Http1));
     };
     let field = "typed_extension_protocol_options";
     let options: HttpProtocolOptions = read::unpack(Some(any)).within(field)?;
     let common = options.common_http_protocol_options.as_ref();
     let idle = read::positive(common.and_then(|common| common.idle_timeout.as_ref()), ENVOY_IDLE_TIMEOUT);
     let idle = idle.within("common_http_protocol_options.idle_timeout").within(field)?;
+    let age = common.and_then(|common| common.max_connection_duration.as_ref());
+    let age = age.map(|age| read::positive(Some(age), Duration::ZERO)).transpose();
+    let http2 = http2_options(&options);
+    let connections = Connections {
+        idle_timeout: idle,
+        max_age: age.within("common_http_protocol_options.max_connection_duration").within(field)?,
+        max_requests: common
+            .and_then(|common| common.max_requests_per_connection.as_ref())
+            .map(|most| most.value)
+            .filter(|most| *most > 0),
+        max_streams: read::uint32(http2.and_then(|http2| http2.max_concurrent_streams.as_ref()), MAX_SHARED_STREAMS)
+            .clamp(1, MAX_SHARED_STREAMS),
+        keep_alive: None,
+    };
     let upstream = match &options.upstream_protocol_options {
         Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => UpstreamHttp::AsDownstream,
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
@@ -138,7 +173,18 @@ fn http_options(message: &PbCluster) -> Result<(Duration, UpstreamHttp), Error> 
             return Err(Error::new("upstream_protocol_options", reason)).within(field);
         }
     };
-    Ok((idle, upstream))
+    Ok((connections, upstream))
+}
+
+fn http2_options(options: &HttpProtocolOptions) -> Option<&Http2ProtocolOptions> {
+    match options.upstream_protocol_options.as_ref()? {
+        UpstreamProtocolOptions::UseDownstreamProtocolConfig(config) => config.http2_protocol_options.as_ref(),
+        UpstreamProtocolOptions::ExplicitHttpConfig(config) => match config.protocol_config.as_ref()? {
+            ProtocolConfig::Http2ProtocolOptions(http2) => Some(http2),
+            ProtocolConfig::HttpProtocolOptions(_) | ProtocolConfig::Http3ProtocolOptions(_) => None,
+        },
+        UpstreamProtocolOptions::AutoConfig(_) => None,
+    }
 }
 
 /// Identities of the endpoints marked `heddle: mtls`.
@@ -191,6 +237,10 @@ const ENVOY_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const ENVOY_LIMIT: u32 = 1024;
 /// Envoy's default for retries (`CircuitBreakers.Thresholds.max_retries`).
 const ENVOY_RETRY_LIMIT: u32 = 3;
+/// Linux's defaults, in seconds and probes (tcp(7)).
+const LINUX_TIME: u32 = 7200;
+const LINUX_INTERVAL: u32 = 75;
+const LINUX_PROBES: u32 = 9;
 /// Envoy's default, in percent (`CommonLbConfig.healthy_panic_threshold`).
 const ENVOY_PANIC: u32 = 50;
 
@@ -218,7 +268,7 @@ mod tests {
 
         assert_eq!(parsed.settings.policy, LoadBalancing::RoundRobin);
         assert_eq!(parsed.settings.connect_timeout, Duration::from_secs(5));
-        assert_eq!(parsed.settings.idle_timeout, Duration::from_secs(3600));
+        assert_eq!(parsed.settings.connections.idle_timeout, Duration::from_secs(3600));
         assert_eq!(parsed.settings.outlier, None);
         assert_eq!(parsed.settings.upstream_http, UpstreamHttp::Http1);
         assert_eq!(parsed.service, None);
@@ -241,7 +291,7 @@ mod tests {
         );
         assert_eq!(
             field(|c| {
-                let consecutive_5xx = Some(envoy_types::pb::google::protobuf::UInt32Value { value: 0 });
+                let consecutive_5xx = Some(UInt32Value { value: 0 });
                 c.outlier_detection = Some(OutlierDetection { consecutive_5xx, ..OutlierDetection::default() });
             }),
             "outlier_detection.consecutive_5xx"

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::rbac;
 use super::read::{self, Error, Within, at_most};
 use crate::balance::breaker;
-use crate::tables::cluster::{Settings, UpstreamHttp};
+use crate::tables::cluster::{Connections, Settings, UpstreamHttp};
 use crate::tables::listener::Protocol;
 use crate::tables::{Egress, Inbound, Mesh, Port, TlsMode};
 
@@ -140,7 +140,10 @@ impl From<SettingsFacts> for Settings {
     fn from(facts: SettingsFacts) -> Self {
         Self {
             connect_timeout: Duration::from_nanos(facts.connect_timeout_nanos),
-            idle_timeout: Duration::from_nanos(facts.idle_timeout_nanos),
+            connections: Connections {
+                idle_timeout: Duration::from_nanos(facts.idle_timeout_nanos),
+                ..Connections::default()
+            },
             limits: breaker::Limits {
                 connections: facts.connections,
                 pending: facts.pending,

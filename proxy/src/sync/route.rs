@@ -95,6 +95,7 @@ fn route(route: &PbRoute, cluster: &mut dyn FnMut(&str) -> Option<Arc<Cluster>>)
         backends: Vec::new(),
         total_weight: 0,
         request_timeout: None,
+        idle_timeout: None,
         try_timeout: None,
         retry: None,
         session: session::session(&route.typed_per_filter_config)?,
@@ -232,6 +233,8 @@ fn forward(
         Some(Duration::ZERO) => None,
         Some(timeout) => Some(timeout),
     };
+    let idle = action.idle_timeout.as_ref().map(read::duration).transpose().within("idle_timeout")?;
+    rule.idle_timeout = idle.filter(|idle| !idle.is_zero());
     (rule.try_timeout, rule.retry) = retry::policy(action.retry_policy.as_ref()).within("retry_policy")?;
     match &action.cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => {

@@ -15,6 +15,7 @@ use http::HeaderName;
 
 use super::{Millis, ServiceName};
 use crate::balance::{breaker, hashed, health, outlier};
+use crate::http::MAX_SHARED_STREAMS;
 
 /// Where requests for one Service port go.
 #[derive(Debug)]
@@ -42,8 +43,8 @@ pub struct Settings {
     pub slow_start: Option<Duration>,
     /// How long a TCP connection with its TLS handshake may take.
     pub connect_timeout: Duration,
-    /// How long an idle HTTP/1 connection is kept for reuse.
-    pub idle_timeout: Duration,
+    /// How connections are kept.
+    pub connections: Connections,
     /// Finite by default.
     pub limits: breaker::Limits,
     /// When an endpoint is taken out; `None`: never.
@@ -66,7 +67,7 @@ impl Default for Settings {
             policy: LoadBalancing::P2cEwma,
             slow_start: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-            idle_timeout: DEFAULT_IDLE_TIMEOUT,
+            connections: Connections::default(),
             limits: breaker::Limits::default(),
             outlier: Some(outlier::Settings::default()),
             health_check: None,
@@ -76,6 +77,44 @@ impl Default for Settings {
             upstream_http: UpstreamHttp::AsDownstream,
         }
     }
+}
+
+/// How connections to endpoints are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// How long one without requests is kept.
+    pub idle_timeout: Duration,
+    /// After how long one gets no new requests; `None`: never.
+    pub max_age: Option<Duration>,
+    /// After how many requests one gets no new ones; `None`: never.
+    pub max_requests: Option<u32>,
+    /// Most requests at once on one of HTTP/2.
+    pub max_streams: u32,
+    /// How it is found out that the other end is gone; `None`: as the kernel does.
+    pub keep_alive: Option<KeepAlive>,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            idle_timeout: DEFAULT_IDLE_TIMEOUT,
+            max_age: None,
+            max_requests: None,
+            max_streams: MAX_SHARED_STREAMS,
+            keep_alive: None,
+        }
+    }
+}
+
+/// Probes of TCP (RFC 9293 §3.8.4), which the other end's kernel answers: a busy peer is never taken for a dead one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeepAlive {
+    /// Silence before the first probe.
+    pub time: Duration,
+    /// Between two of them.
+    pub interval: Duration,
+    /// How many without an answer end the connection.
+    pub probes: u32,
 }
 
 /// How an endpoint is chosen.

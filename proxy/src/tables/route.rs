@@ -82,6 +82,8 @@ pub struct Rule {
     pub total_weight: u32,
     /// From the request's arrival to the end of its response; `None`: no limit.
     pub request_timeout: Option<Duration>,
+    /// Longest silence both ways; `None`: no limit.
+    pub idle_timeout: Option<Duration>,
     /// For one attempt; `None`: only the request timeout limits it.
     pub try_timeout: Option<Duration>,
     /// When a failed attempt is made again; `None`: only what was never delivered is.

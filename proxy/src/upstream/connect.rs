@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
 use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::http::error::{Cause, Error};
 use crate::stream::Stream;
-use crate::tables::cluster::{Endpoint, EndpointTls, Settings};
+use crate::tables::cluster::{Endpoint, EndpointTls, KeepAlive, Settings};
 use crate::tls::{self, Alpn};
 
 /// Source of connections to the application: capture lets it pass, and the kernel accepts it because all of
@@ -57,15 +58,24 @@ impl Dialer {
         alpn: Alpn,
         towards: Towards,
     ) -> Result<Dialled, Error> {
-        let connect = self.establish(endpoint, alpn, towards);
+        let connect = self.establish(endpoint, settings, alpn, towards);
         match tokio::time::timeout(settings.connect_timeout, connect).await {
             Ok(result) => result,
             Err(_) => Err(Cause::ConnectTimeout.into()),
         }
     }
 
-    async fn establish(&self, endpoint: &Endpoint, alpn: Alpn, towards: Towards) -> Result<Dialled, Error> {
+    async fn establish(
+        &self,
+        endpoint: &Endpoint,
+        settings: &Settings,
+        alpn: Alpn,
+        towards: Towards,
+    ) -> Result<Dialled, Error> {
         let tcp = self.tcp(endpoint.address, towards).await.map_err(|e| Error::new(Cause::ConnectRefused, e))?;
+        if let Some(keep_alive) = &settings.connections.keep_alive {
+            watch(&tcp, keep_alive);
+        }
         match &endpoint.tls {
             EndpointTls::Plaintext => Ok(Dialled { stream: tcp.into(), ends: None }),
             EndpointTls::Mtls(expected) => {
@@ -96,4 +106,15 @@ impl Dialer {
         stream.set_nodelay(true)?;
         Ok(stream)
     }
+}
+
+/// Has the kernel find out that the other end is gone, also where it only waits for what was sent to be acknowledged
+/// (`TCP_USER_TIMEOUT`, tcp(7)).
+fn watch(tcp: &TcpStream, keep_alive: &KeepAlive) {
+    let KeepAlive { time, interval, probes } = *keep_alive;
+    let socket = SockRef::from(tcp);
+    let probing = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(probes);
+    // Both fail only on a socket that is already gone.
+    let _ = socket.set_tcp_keepalive(&probing);
+    let _ = socket.set_tcp_user_timeout(Some(time.saturating_add(interval.saturating_mul(probes))));
 }

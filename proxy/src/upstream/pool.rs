@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ::http::{Request, Response};
 use hyper::body::Incoming;
@@ -17,10 +17,9 @@ use hyper::client::conn::{TrySendError, http1, http2};
 use super::connect::{Dialled, Towards};
 use super::http::{self, Sender, Streams, Version};
 use crate::balance::breaker::{self, Kind, Permit};
-use crate::http::MAX_SHARED_STREAMS;
 use crate::http::body::RequestBody;
 use crate::http::error::{Cause, Error};
-use crate::tables::cluster::{Cluster, Endpoint};
+use crate::tables::cluster::{Cluster, Connections, Endpoint};
 use crate::worker::Worker;
 
 /// Connections of one worker.
@@ -36,12 +35,35 @@ pub struct Pools {
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
     since: Instant,
-    keep: Duration,
+    life: Life,
 }
 
 impl Idle {
     fn usable(&self, now: Instant) -> bool {
-        !self.sender.is_closed() && now.saturating_duration_since(self.since) < self.keep
+        let idle = now.saturating_duration_since(self.since) >= self.life.kept.idle_timeout;
+        !self.sender.is_closed() && !idle && !self.life.is_over(now)
+    }
+}
+
+/// How much of its life a connection has behind it.
+#[derive(Clone, Copy)]
+struct Life {
+    began: Instant,
+    requests: u32,
+    /// As its cluster was configured when it began.
+    kept: Connections,
+}
+
+impl Life {
+    /// Of a connection that is just made, for a first request.
+    fn begin(kept: Connections) -> Self {
+        Self { began: Instant::now(), requests: 1, kept }
+    }
+
+    /// Whether it takes no further request.
+    fn is_over(&self, now: Instant) -> bool {
+        let old = self.kept.max_age.is_some_and(|age| now.saturating_duration_since(self.began) >= age);
+        old || self.kept.max_requests.is_some_and(|most| self.requests >= most)
     }
 }
 
@@ -50,38 +72,41 @@ struct Shared {
     sender: http2::SendRequest<RequestBody>,
     streams: Streams,
     used: Instant,
-    keep: Duration,
+    life: Life,
 }
 
 impl Shared {
     fn usable(&self, now: Instant) -> bool {
-        let idle = self.streams.get() == 0 && now.saturating_duration_since(self.used) >= self.keep;
-        !self.sender.is_closed() && !idle
+        let idle = self.streams.get() == 0 && now.saturating_duration_since(self.used) >= self.life.kept.idle_timeout;
+        !self.sender.is_closed() && !idle && !self.life.is_over(now)
     }
 }
 
 impl Pools {
     /// The most recently used HTTP/1 connection to `endpoint` that is still open.
-    fn take(&mut self, endpoint: u64, now: Instant) -> Option<Sender> {
+    fn take(&mut self, endpoint: u64, now: Instant) -> Option<(Sender, Life)> {
         let idle = self.idle.get_mut(&endpoint)?;
-        while let Some(last) = idle.pop() {
+        while let Some(mut last) = idle.pop() {
             if last.usable(now) {
-                return Some(Sender::Http1(last.sender));
+                last.life.requests = last.life.requests.saturating_add(1);
+                return Some((Sender::Http1(last.sender), last.life));
             }
         }
         None
     }
 
     /// The HTTP/2 connection to `endpoint` with the fewest streams, if it has room.
-    fn share(&mut self, endpoint: u64, now: Instant) -> Option<Sender> {
+    fn share(&mut self, endpoint: u64, now: Instant) -> Option<(Sender, Life)> {
         let shared = self.shared.get_mut(&endpoint)?;
-        shared.retain(|one| !one.sender.is_closed());
+        // What is let go of ends with the last of its requests.
+        shared.retain(|one| !one.sender.is_closed() && !one.life.is_over(now));
         let least = shared.iter_mut().min_by_key(|one| one.streams.get())?;
-        if least.streams.get() >= MAX_SHARED_STREAMS as usize {
+        if least.streams.get() >= least.life.kept.max_streams as usize {
             return None;
         }
         least.used = now;
-        Some(Sender::Http2(least.sender.clone(), least.streams.clone()))
+        least.life.requests = least.life.requests.saturating_add(1);
+        Some((Sender::Http2(least.sender.clone(), least.streams.clone()), least.life))
     }
 
     /// Closes what has been idle too long or was closed by the other side. Called about once a second.
@@ -108,7 +133,6 @@ impl Pools {
 /// A connection lent to one request.
 pub struct Lease {
     worker: Rc<Worker>,
-    cluster: Arc<Cluster>,
     /// Where the request goes.
     pub endpoint: Arc<Endpoint>,
     /// Answers were read on this connection before: the other side may have closed it meanwhile.
@@ -116,6 +140,7 @@ pub struct Lease {
     /// When it was lent.
     pub lent: Instant,
     sender: Option<Sender>,
+    life: Life,
     request: Option<Permit>,
 }
 
@@ -152,14 +177,16 @@ impl Lease {
     pub fn complete(mut self) {
         let Some(Sender::Http1(_)) = &self.sender else { return };
         let Some(Sender::Http1(mut sender)) = self.sender.take() else { return };
-        let (worker, endpoint) = (self.worker.clone(), self.endpoint.id());
-        let keep = self.cluster.settings.idle_timeout;
+        let (worker, endpoint, life) = (self.worker.clone(), self.endpoint.id(), self.life);
+        if life.is_over(Instant::now()) {
+            return;
+        }
         if sender.is_ready() {
-            return give_back(&worker, endpoint, sender, keep);
+            return give_back(&worker, endpoint, sender, life);
         }
         tokio::task::spawn_local(async move {
             if sender.ready().await.is_ok() {
-                give_back(&worker, endpoint, sender, keep);
+                give_back(&worker, endpoint, sender, life);
             }
         });
     }
@@ -173,8 +200,8 @@ impl Drop for Lease {
     }
 }
 
-fn give_back(worker: &Worker, endpoint: u64, sender: http1::SendRequest<RequestBody>, keep: Duration) {
-    let idle = Idle { sender, since: Instant::now(), keep };
+fn give_back(worker: &Worker, endpoint: u64, sender: http1::SendRequest<RequestBody>, life: Life) {
+    let idle = Idle { sender, since: Instant::now(), life };
     worker.pools.borrow_mut().idle.entry(endpoint).or_default().push(idle);
 }
 
@@ -195,19 +222,20 @@ pub async fn lend(
         Version::Http2 => worker.pools.borrow_mut().share(id, Instant::now()),
     };
     let reused = found.is_some();
-    let sender = match (found, version) {
-        (Some(sender), _) => sender,
+    let (sender, life) = match (found, version) {
+        (Some(found), _) => found,
         (None, Version::Http1) => {
             let (dialled, permit) = connect(worker, cluster, &endpoint, version, towards).await?;
-            Sender::Http1(http::http1(dialled, permit).await.map_err(broke_at_once)?)
+            let sender = http::http1(dialled, permit).await.map_err(broke_at_once)?;
+            (Sender::Http1(sender), Life::begin(cluster.settings.connections))
         }
         (None, Version::Http2) => share_or_dial(worker, cluster, &endpoint, towards).await?,
     };
     if let Sender::Http2(_, streams) = &sender {
         streams.set(streams.get() + 1);
     }
-    let (worker, cluster) = (worker.clone(), cluster.clone());
-    Ok(Lease { worker, cluster, endpoint, reused, lent: Instant::now(), sender: Some(sender), request: None })
+    let worker = worker.clone();
+    Ok(Lease { worker, endpoint, reused, lent: Instant::now(), sender: Some(sender), life, request: None })
 }
 
 /// Dials HTTP/2, unless another request does so already: then its connection is shared.
@@ -216,20 +244,20 @@ async fn share_or_dial(
     cluster: &Arc<Cluster>,
     endpoint: &Endpoint,
     towards: Towards,
-) -> Result<Sender, Error> {
+) -> Result<(Sender, Life), Error> {
     let id = endpoint.id();
     let dialling = worker.pools.borrow_mut().dialling.entry(id).or_default().clone();
     let _turn = dialling.lock().await;
-    if let Some(sender) = worker.pools.borrow_mut().share(id, Instant::now()) {
-        return Ok(sender);
+    if let Some(found) = worker.pools.borrow_mut().share(id, Instant::now()) {
+        return Ok(found);
     }
     let (dialled, permit) = connect(worker, cluster, endpoint, Version::Http2, towards).await?;
     let sender = http::http2(dialled, permit).await.map_err(broke_at_once)?;
     let streams = Rc::new(Cell::new(0));
-    let keep = cluster.settings.idle_timeout;
-    let shared = Shared { sender: sender.clone(), streams: streams.clone(), used: Instant::now(), keep };
+    let life = Life::begin(cluster.settings.connections);
+    let shared = Shared { sender: sender.clone(), streams: streams.clone(), used: Instant::now(), life };
     worker.pools.borrow_mut().shared.entry(id).or_default().push(shared);
-    Ok(Sender::Http2(sender, streams))
+    Ok((Sender::Http2(sender, streams), life))
 }
 
 async fn connect(

@@ -90,7 +90,7 @@ impl Generator {
         if self.chance(30) {
             filters.push(self.response_headers());
         }
-        if self.chance(30) {
+        if self.chance(35) && rule["backendRefs"].as_array().unwrap().iter().all(serves) {
             filters.push(self.fault(true));
         }
         if !filters.is_empty() {
@@ -147,10 +147,6 @@ impl Generator {
         if self.chance(30) {
             filters.push(self.response_headers());
         }
-        // Ours goes wrong before it redirects; Envoy's redirects never do.
-        if self.chance(20) && !redirects {
-            filters.push(self.fault(false));
-        }
         // Ours tells pages of redirects too that they may follow them; Envoy does not.
         if self.chance(15) && !redirects {
             filters.push(self.cors());
@@ -158,8 +154,13 @@ impl Generator {
         if !redirects {
             let backends = self.backends();
             // Ours copies requests whatever becomes of them; Envoy only those that have an endpoint to go to.
-            if self.chance(25) && backends.as_array().unwrap().iter().all(serves) {
+            let all_serve = backends.as_array().unwrap().iter().all(serves);
+            if self.chance(25) && all_serve {
                 filters.push(mirror(self.number(&[0, 100])));
+            }
+            // Ours goes wrong before anything else; Envoy does not where it answers by itself.
+            if self.chance(20) && all_serve {
+                filters.push(self.fault(false));
             }
             rule["backendRefs"] = backends;
         }
@@ -419,6 +420,12 @@ impl Generator {
         if self.chance(20) {
             spec["healthCheck"] = self.health_check();
         }
+        if self.chance(20) {
+            spec["connections"] = json!({
+                "idleTimeout": "20s", "maxAge": "5s", "maxRequests": self.number(&[1, 7]), "maxStreams": self.number(&[1, 50]),
+                "tcpKeepalive": { "time": "30s", "interval": "5s", "probes": 3 },
+            });
+        }
         self.retry_and_timeouts(&mut spec);
         object(OURS, "TrafficPolicy", service, spec)
     }
@@ -482,7 +489,7 @@ impl Generator {
         if self.chance(20) {
             self.slow = true;
             // In the middle of a second try of 300 ms, so that the number of tries is no race.
-            spec["timeouts"] = json!({ "request": "450ms" });
+            spec["timeouts"] = json!({ "request": "450ms", "idle": "10s" });
         }
     }
 

@@ -223,7 +223,7 @@ const MUTANTS: usize = 20;
 /// How often each field must occur in a run of [`CASES`].
 const LEAST: u32 = 20;
 /// What must occur at all: a generator that forgets one would not be missed otherwise.
-const FIELDS: [&str; 47] = [
+const FIELDS: [&str; 49] = [
     "HTTPRoute.rules.matches.path.type=Exact",
     "HTTPRoute.rules.matches.path.type=PathPrefix",
     "HTTPRoute.rules.matches.path.type=RegularExpression",
@@ -250,6 +250,8 @@ const FIELDS: [&str; 47] = [
     "FaultInjection.headers",
     "TrafficPolicy.healthCheck.http.codes",
     "TrafficPolicy.healthCheck.grpc",
+    "TrafficPolicy.connections.maxRequests",
+    "TrafficPolicy.timeouts.idle",
     "TrafficPolicy.retry.perTryTimeout",
     "TrafficPolicy.loadBalancing.policy=LeastRequest",
     "TrafficPolicy.loadBalancing.policy=RoundRobin",

@@ -12,7 +12,9 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{
 };
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as PbCluster};
 use envoy_types::pb::envoy::config::core::v3::health_check::TlsOptions;
-use envoy_types::pb::envoy::config::core::v3::{BindConfig, HealthCheck};
+use envoy_types::pb::envoy::config::core::v3::{
+    BindConfig, HealthCheck, Http2ProtocolOptions, HttpProtocolOptions as CommonHttpOptions,
+};
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
@@ -32,6 +34,7 @@ pub fn eds(cluster: &Cluster, settings: &EnvoySettings) -> Resource {
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(pb::ads()), service_name: String::new() }),
         transport_socket_matches: mutual_tls(cluster, settings),
         outlier_detection: cluster.settings.outlier.map(outlier::detection),
+        upstream_connection_options: Some(pb::keep_alive(&cluster.settings.connections.keep_alive)),
         health_checks: health_checks(&cluster.settings),
         // An endpoint that is gone is gone, whatever it last answered.
         ignore_health_on_host_removal: true,
@@ -128,19 +131,25 @@ fn mutual_tls(cluster: &Cluster, settings: &EnvoySettings) -> Vec<TransportSocke
 }
 
 fn protocol(settings: &Settings) -> Any {
+    let kept = &settings.connections;
+    let http2 = || Http2ProtocolOptions { max_concurrent_streams: kept.max_streams.map(pb::uint32), ..http::http2() };
     let explicit =
         |config| UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) });
     let upstream = match settings.upstream_http {
         UpstreamHttp::AsDownstream => UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
             http_protocol_options: Some(http::http1()),
-            http2_protocol_options: Some(http::http2()),
+            http2_protocol_options: Some(http2()),
             ..UseDownstreamHttpConfig::default()
         }),
         UpstreamHttp::Http1 => explicit(ProtocolConfig::HttpProtocolOptions(http::http1())),
-        UpstreamHttp::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(http::http2())),
+        UpstreamHttp::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(http2())),
     };
     pb::any(&HttpProtocolOptions {
-        common_http_protocol_options: Some(http::common(settings.idle_timeout)),
+        common_http_protocol_options: Some(CommonHttpOptions {
+            max_connection_duration: kept.max_age.map(pb::duration),
+            max_requests_per_connection: kept.max_requests.map(pb::uint32),
+            ..http::common(kept.idle_timeout)
+        }),
         upstream_protocol_options: Some(upstream),
         ..HttpProtocolOptions::default()
     })

@@ -162,6 +162,7 @@ fn share(rule: &Rule, backend: &Backend, clusters: &Clusters<'_>) -> Share {
 fn forward(rule: &Rule) -> RouteAction {
     RouteAction {
         timeout: Some(pb::duration(rule.request_timeout.unwrap_or(Duration::ZERO))),
+        idle_timeout: rule.idle_timeout.map(pb::duration),
         retry_policy: Some(retry::policy(rule)),
         cluster_not_found_response_code: ClusterNotFoundResponseCode::InternalServerError as i32,
         ..RouteAction::default()

@@ -86,6 +86,7 @@ fn direct(protocol: Protocol, mtls: bool) -> DirectPort {
         mtls,
         service: None,
         settings: Settings::default(),
+        idle_timeout: None,
         request_timeout: None,
         try_timeout: None,
         retry: None,
@@ -163,6 +164,7 @@ pub fn routes() -> Vec<Route> {
         name: "HTTPRoute/shop/web/0".into(),
         filters: vec![],
         backends: vec![to(Some(port("web", 80)), 1)],
+        idle_timeout: None,
         request_timeout: None,
         try_timeout: None,
         retry: None,
@@ -218,6 +220,7 @@ pub fn routes() -> Vec<Route> {
         route(
             conditions,
             Rule {
+                idle_timeout: None,
                 request_timeout: Some(Duration::from_secs(5)),
                 try_timeout: Some(Duration::from_secs(1)),
                 retry: Some(retry),

@@ -43,6 +43,7 @@ pub fn cluster(cluster: &Cluster) -> Resource {
         eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(pb::ads()), service_name: String::new() }),
         connect_timeout: Some(pb::duration(settings.connect_timeout)),
         circuit_breakers: Some(circuit_breakers(settings)),
+        upstream_connection_options: Some(pb::keep_alive(&settings.connections.keep_alive)),
         outlier_detection: settings.outlier.map(outlier::detection),
         health_checks: settings
             .health_check
@@ -97,20 +98,27 @@ fn circuit_breakers(settings: &Settings) -> CircuitBreakers {
 }
 
 fn http_options(settings: &Settings) -> HttpProtocolOptions {
+    let kept = &settings.connections;
+    let http2 = Http2ProtocolOptions {
+        max_concurrent_streams: kept.max_streams.map(pb::uint32),
+        ..Http2ProtocolOptions::default()
+    };
     let explicit =
         |config| UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) });
     let upstream = match settings.upstream_http {
         UpstreamHttp::AsDownstream => UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
             http_protocol_options: Some(Http1ProtocolOptions::default()),
-            http2_protocol_options: Some(Http2ProtocolOptions::default()),
+            http2_protocol_options: Some(http2),
             ..UseDownstreamHttpConfig::default()
         }),
         UpstreamHttp::Http1 => explicit(ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())),
-        UpstreamHttp::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default())),
+        UpstreamHttp::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(http2)),
     };
     HttpProtocolOptions {
         common_http_protocol_options: Some(CommonHttpOptions {
-            idle_timeout: Some(pb::duration(settings.idle_timeout)),
+            idle_timeout: Some(pb::duration(kept.idle_timeout)),
+            max_connection_duration: kept.max_age.map(pb::duration),
+            max_requests_per_connection: kept.max_requests.map(pb::uint32),
             ..CommonHttpOptions::default()
         }),
         upstream_protocol_options: Some(upstream),

@@ -99,7 +99,7 @@ fn settings(settings: &Settings) -> SettingsFacts {
     SettingsFacts {
         load_balancing: "p2cEwma",
         connect_timeout_nanos: nanos(settings.connect_timeout),
-        idle_timeout_nanos: nanos(settings.idle_timeout),
+        idle_timeout_nanos: nanos(settings.connections.idle_timeout),
         connections: settings.limits.connections,
         pending: settings.limits.pending,
         requests: settings.limits.requests,

@@ -140,6 +140,7 @@ fn action(rule: &Rule, matches: &RouteMatch) -> Action {
         cluster_not_found_response_code: ClusterNotFoundResponseCode::InternalServerError as i32,
         // Zero is no limit; absent would be Envoy's 15 s.
         timeout: Some(pb::duration(rule.request_timeout.unwrap_or_default())),
+        idle_timeout: rule.idle_timeout.map(pb::duration),
         retry_policy: retry_policy(rule),
         ..request_action(&rule.filters, matches)
     })

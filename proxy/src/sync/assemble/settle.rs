@@ -195,6 +195,7 @@ fn unanswered_route(table: &Arc<str>) -> Route {
         backends: vec![Backend { weight: 1, cluster, filters: Vec::new(), mirrors: Vec::new() }],
         total_weight: 1,
         request_timeout: None,
+        idle_timeout: None,
         try_timeout: None,
         retry: None,
         session: None,
