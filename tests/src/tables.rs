@@ -84,6 +84,7 @@ pub fn rule(backends: Vec<(u32, Arc<Cluster>)>) -> Rule {
         idle_timeout: None,
         try_timeout: None,
         retry: None,
+        hedge: None,
         session: None,
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use heddle_control_plane::emit::{Index, heddle};
 use heddle_control_plane::model::cluster::{KeepAlive, Limits, RetryBudget, Settings, Statistics};
 use heddle_control_plane::model::route::{
-    Abort, AbortStatus, Cors, Delay, Fault, HeaderChanges, HeaderMatch, HeaderValue, Mirror, Origin, PathChange,
+    Abort, AbortStatus, Cors, Delay, Fault, HeaderChanges, HeaderMatch, HeaderValue, Hedge, Mirror, Origin, PathChange,
     PathMatch, QueryMatch, Redirect, RetryPolicy, Rewrite, RouteMatch, Scheme, StringMatch,
 };
 use heddle_control_plane::model::{self, SourceRef, SpiffeId, TextMatch};
@@ -341,6 +341,7 @@ fn timeouts_and_retries_arrive() {
     };
     let bounded = model::Rule {
         idle_timeout: Some(Duration::from_millis(2_500)),
+        hedge: Some(Hedge { delay: Duration::from_micros(12_500), attempts: 2 }),
         request_timeout: Some(Duration::from_millis(1_500)),
         try_timeout: Some(Duration::from_micros(250_500)),
         retry: Some(retry),
@@ -358,6 +359,9 @@ fn timeouts_and_retries_arrive() {
     assert_eq!(request, Some(Duration::from_millis(1_500)));
     let idle: Vec<_> = table.routes.iter().map(|route| route.rule.idle_timeout).collect();
     assert_eq!(idle, [Some(Duration::from_millis(2_500)), None, None]);
+    let hedge = tables::route::Hedge { delay: Duration::from_micros(12_500), attempts: 2 };
+    let hedges: Vec<_> = table.routes.iter().map(|route| route.rule.hedge).collect();
+    assert_eq!(hedges, [Some(hedge), None, None]);
     assert_eq!(attempt, Some(Duration::from_micros(250_500)));
     assert_eq!(
         format!("{:?}", retry.unwrap()),
@@ -650,6 +654,7 @@ fn rule(filters: Vec<model::Filter>) -> model::Rule {
         filters,
         backends: vec![backend(1, Some("cart"), Vec::new())],
         idle_timeout: None,
+        hedge: None,
         request_timeout: None,
         try_timeout: None,
         retry: None,
@@ -1015,6 +1020,7 @@ fn workload() -> model::Workload {
         service: None,
         settings: Settings::default(),
         idle_timeout: None,
+        hedge: None,
         request_timeout: None,
         try_timeout: None,
         retry: None,

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use heddle_proxy::balance::{breaker, outlier};
 use heddle_proxy::tables::TlsMode;
 use heddle_proxy::tables::cluster::{Endpoint, LoadBalancing, Settings};
 use heddle_proxy::tables::listener::Protocol;
-use heddle_proxy::tables::route::{RetryPolicy, Rule};
+use heddle_proxy::tables::route::{Hedge, RetryPolicy, Rule};
 use heddle_tests::pods::{Mesh, MeshPod};
 use heddle_tests::wire::Reader;
 use heddle_tests::{eventually, metrics, origin, tables, talk};
@@ -244,4 +245,36 @@ fn weights_split_traffic_and_a_share_without_backend_is_500() {
     let [a, b] = counts.map(|count| count.load(Ordering::SeqCst));
     assert_eq!(a + b + invalid, 400, "pipelined requests are all answered");
     assert!((270..=370).contains(&a) && (15..=70).contains(&b) && (15..=70).contains(&invalid), "{a} {b} {invalid}");
+}
+
+#[test]
+fn where_an_answer_does_not_come_another_endpoint_is_asked_beside_it() {
+    let mesh = Mesh::new();
+    let servers = servers(&mesh, 2);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    origin::http_in_time(&servers[0], 8080, move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        std::future::pending::<Response<Full<Bytes>>>()
+    });
+    answers(&servers[1], "b", StatusCode::OK);
+    let hedge = Hedge { delay: Duration::from_millis(50), attempts: 1 };
+    let client = client(&mesh, &servers, round_robin(), 1, |rule| {
+        rule.hedge = Some(hedge);
+        rule.request_timeout = Some(Duration::from_secs(2));
+    });
+    let gets: Vec<_> = (0..6).map(|_| talk::get(&client, VIP.parse().unwrap(), "/").body).collect();
+    assert_eq!(gets, ["b"; 6]);
+    let hedged = || metrics::sum(&metrics::page(&client), "heddle_retries_total", &["reason=\"hedge\""]);
+    // The second attempt takes the turn of the one that answers.
+    assert_eq!((asked.load(Ordering::SeqCst), hedged()), (6, 6.0));
+    // What may not be made twice is not, and neither is what has a body.
+    for request in ["POST / HTTP/1.1\r\nContent-Length: 0\r\n", "PUT / HTTP/1.1\r\nContent-Length: 1\r\n"] {
+        let body = if request.contains("PUT") { "x" } else { "" };
+        let request = format!("{request}Host: api\r\nConnection: close\r\n\r\n{body}");
+        let statuses: Vec<_> =
+            (0..2).map(|_| talk::request(&client, VIP.parse().unwrap(), &request).status()).collect();
+        assert!(statuses.contains(&504), "{statuses:?}");
+    }
+    assert_eq!(hedged(), 6.0);
 }

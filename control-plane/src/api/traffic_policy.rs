@@ -38,10 +38,11 @@ use super::{Connections, Duration, FieldError, HealthCheck, LoadBalancing, Objec
 #[x_kube(validation = Rule::new("!has(self.connections) || !has(self.connections.maxAge) || duration(self.connections.maxAge) > duration('0s')").message("connections.maxAge must be above 0s"))]
 #[x_kube(validation = Rule::new("!has(self.connections) || !has(self.connections.tcpKeepalive) || !has(self.connections.tcpKeepalive.time) || duration(self.connections.tcpKeepalive.time) >= duration('1s')").message("connections.tcpKeepalive.time must be at least 1s"))]
 #[x_kube(validation = Rule::new("!has(self.connections) || !has(self.connections.tcpKeepalive) || !has(self.connections.tcpKeepalive.interval) || duration(self.connections.tcpKeepalive.interval) >= duration('1s')").message("connections.tcpKeepalive.interval must be at least 1s"))]
+#[x_kube(validation = Rule::new("!has(self.hedge) || duration(self.hedge.delay) > duration('0s')").message("hedge.delay must be above 0s"))]
 #[x_kube(validation = Rule::new("!has(self.retry) || !has(self.retry.backoff) || duration(self.retry.backoff) > duration('0s')").message("retry.backoff must be above 0s"))]
 pub struct TrafficPolicySpec {
     /// Services, HTTPRoutes, GRPCRoutes (group `gateway.networking.k8s.io`) or the Namespace of the policy itself; 1
-    /// to 16. A route takes only `retry` and `timeouts`: the rest belongs to a Service's connections.
+    /// to 16. A route takes only `retry`, `hedge` and `timeouts`: the rest belongs to a Service's connections.
     #[schemars(length(min = 1, max = 16))]
     pub target_refs: Vec<TargetRef>,
     /// How an endpoint is chosen. Default: P2CEWMA.
@@ -67,6 +68,10 @@ pub struct TrafficPolicySpec {
     /// When a failed request is made again. Default: only what was never delivered is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+    /// When another endpoint is asked beside one that does not answer. Sidecars only: Envoy's hedging would ask twice whatever the
+    /// method. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
     /// How long a request may take. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
@@ -170,6 +175,20 @@ pub struct Retry {
     pub backoff: Option<Duration>,
 }
 
+/// Attempts beside one another; the first good answer counts and the others are given up. Only of requests without a body whose method
+/// is idempotent (RFC 9110 §9.2.2), each at an endpoint that was not asked yet, and within the budget of retries.
+#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub struct Hedge {
+    /// How long an answer is waited for before one more endpoint is asked; above 0. A good choice is what 95 in 100 answers take.
+    pub delay: Duration,
+    /// How many more are asked at most, 1 to 3. Default: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3))]
+    pub attempts: Option<u32>,
+}
+
 /// How long a request may take.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -245,6 +264,14 @@ impl TrafficPolicySpec {
         self.health_check.iter().for_each(|check| check.check(&mut found));
         self.connections.iter().for_each(|connections| connections.check(&mut found));
         check_retry(&retry, &mut found);
+        if let Some(hedge) = &self.hedge {
+            if hedge.delay.is_zero() {
+                found.push(FieldError::new("spec.hedge.delay", hedge.delay, "give a length above 0"));
+            }
+            if let Some(attempts) = hedge.attempts.filter(|attempts| !(1..=MAX_HEDGES).contains(attempts)) {
+                found.push(FieldError::new("spec.hedge.attempts", attempts, format!("give 1 to {MAX_HEDGES}")));
+            }
+        }
         found
     }
 }
@@ -272,6 +299,8 @@ const TARGETS: &[(&str, &str)] =
     &[("", "Service"), ("", "Namespace"), (GATEWAY_GROUP, "HTTPRoute"), (GATEWAY_GROUP, "GRPCRoute")];
 /// Chosen: what ten retries do not save, an eleventh will not.
 const MAX_ATTEMPTS: u32 = 10;
+/// Chosen: each asks one more endpoint for the same.
+const MAX_HEDGES: u32 = 3;
 /// Envoy's `interval` of outlier detection.
 pub const DEFAULT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
 /// Envoy's `success_rate_minimum_hosts`.
@@ -303,6 +332,7 @@ mod tests {
                 backoff: Some("0ms".parse().unwrap()),
                 ..Retry::default()
             }),
+            hedge: Some(Hedge { delay: "0s".parse().unwrap(), attempts: Some(4) }),
             ..TrafficPolicySpec::default()
         };
         let fields: Vec<_> = spec.check().into_iter().map(|error| error.field).collect();
@@ -317,6 +347,8 @@ mod tests {
                 "spec.retry.attempts",
                 "spec.retry.codes[0]",
                 "spec.retry.grpcCodes[0]",
+                "spec.hedge.delay",
+                "spec.hedge.attempts",
             ]
         );
     }

@@ -117,6 +117,9 @@ pub struct Rule {
     /// When a failed attempt is made again; `None`: only what was never delivered is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryPolicy>,
+    /// When another endpoint is asked beside one that does not answer; `None`: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
     /// How a client comes back to the endpoint that answered it before; `None`: it does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<Session>,
@@ -175,6 +178,17 @@ pub struct RetryPolicy {
     /// Longest back-off.
     #[serde(serialize_with = "duration::text")]
     pub backoff_max: Duration,
+}
+
+/// Attempts beside one another, of requests without a body whose method is idempotent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hedge {
+    /// How long an answer is waited for before one more is asked.
+    #[serde(serialize_with = "duration::text")]
+    pub delay: Duration,
+    /// How many more at most.
+    pub attempts: u32,
 }
 
 /// What is done to a request or a response on its way.

@@ -13,7 +13,7 @@ use super::endpoint::{Endpoint, Endpoints, Hints, Locality, Place};
 use super::inbound::Inbound;
 use super::listener::{HttpRoutes, OutboundListener, Owner, Protocol, TcpRoutes};
 use super::name::{ResourceName, ServiceName, SourceRef, SpiffeId, WorkloadName};
-use super::route::{Backend, RetryPolicy, Route, RouteMatch, RouteTable, Rule};
+use super::route::{Backend, Hedge, RetryPolicy, Route, RouteMatch, RouteTable, Rule};
 
 /// One Pod or Workload that has an address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -87,6 +87,9 @@ pub struct DirectPort {
     /// As [`Rule::try_timeout`].
     #[serde(serialize_with = "duration::optional", skip_serializing_if = "Option::is_none")]
     pub try_timeout: Option<Duration>,
+    /// As [`Rule::hedge`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
     /// As [`Rule::retry`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryPolicy>,
@@ -121,6 +124,7 @@ impl Workload {
         rule.idle_timeout = port.idle_timeout;
         rule.try_timeout = port.try_timeout;
         rule.retry.clone_from(&port.retry);
+        rule.hedge = port.hedge;
         Some(DirectDestination {
             listener: OutboundListener {
                 owner: Owner::Workload(self.name.clone()),
@@ -197,6 +201,7 @@ impl Route {
             idle_timeout: None,
             try_timeout: None,
             retry: None,
+            hedge: None,
             session: None,
         };
         Self { matches: RouteMatch::default(), rule: Arc::new(rule) }

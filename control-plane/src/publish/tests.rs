@@ -49,6 +49,7 @@ fn workload(name: &str, address: &str) -> Workload {
         service: None,
         settings: Settings::default(),
         idle_timeout: None,
+        hedge: None,
         request_timeout: None,
         try_timeout: None,
         retry: None,

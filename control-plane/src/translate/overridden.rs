@@ -113,6 +113,7 @@ fn fields(spec: &TrafficPolicySpec) -> BTreeSet<&'static str> {
         ("connections.maxStreams", connections.is_some_and(|c| c.max_streams.is_some())),
         ("connections.tcpKeepalive", connections.is_some_and(|c| c.tcp_keepalive.is_some())),
         ("timeouts.idle", spec.timeouts.as_ref().is_some_and(|timeouts| timeouts.idle.is_some())),
+        ("hedge", spec.hedge.is_some()),
         (RETRY, spec.retry.is_some()),
         (TRY, spec.retry.as_ref().is_some_and(|retry| retry.per_try_timeout.is_some())),
         (REQUEST, spec.timeouts.as_ref().is_some_and(|timeouts| timeouts.request.is_some())),

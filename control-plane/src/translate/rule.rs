@@ -202,6 +202,7 @@ fn one(
         idle_timeout: traffic.idle_timeout(),
         try_timeout,
         retry: rule.retry.as_ref().map_or_else(|| traffic.retry(), |given| Some(retry(given))),
+        hedge: traffic.hedge(),
         session,
     });
     built.routes.extend(matches.into_iter().map(|(key, matches)| (key, Route { matches, rule: rule.clone() })));
@@ -373,6 +374,7 @@ fn default_table(objects: &Objects, service: &ServiceName, name: ResourceName) -
     rule.idle_timeout = traffic.idle_timeout();
     rule.try_timeout = traffic.try_timeout();
     rule.retry = traffic.retry();
+    rule.hedge = traffic.hedge();
     let mut sources = BTreeSet::from([SourceRef::new("Service", &service.namespace, &service.name)]);
     sources.extend(traffic.sources());
     RouteTable { name, service: Some(service.clone()), routes: vec![route], sources: sources.into_iter().collect() }

@@ -14,7 +14,7 @@ use crate::api::traffic_policy::{
 };
 use crate::api::{self, TargetRef, TrafficPolicy};
 use crate::model::cluster::{Connections, KeepAlive, Limits, Outlier, Statistics};
-use crate::model::route::RetryPolicy;
+use crate::model::route::{Hedge, RetryPolicy};
 use crate::model::{
     HashOn, HealthCheck, HealthQuestion, LoadBalancing, ServiceName, Settings, SourceRef, UpstreamHttp,
 };
@@ -114,6 +114,13 @@ impl Traffic {
     /// When a failed request is made again; `None`: never by policy.
     pub(super) fn retry(&self) -> Option<RetryPolicy> {
         self.0.iter().find_map(|policy| policy.spec.retry.as_ref()).map(retry)
+    }
+
+    /// When another endpoint is asked beside one that does not answer.
+    pub(super) fn hedge(&self) -> Option<Hedge> {
+        let given = self.first(|policy| policy.spec.hedge.as_ref())?;
+        let attempts = given.attempts.unwrap_or(DEFAULT_ATTEMPTS);
+        Some(Hedge { delay: given.delay.get(), attempts })
     }
 
     /// How long one attempt may take.

@@ -138,6 +138,7 @@ fn direct(
             idle_timeout: traffic.idle_timeout(),
             try_timeout: traffic.try_timeout(),
             retry: traffic.retry(),
+            hedge: traffic.hedge(),
         }
     };
     let known = ports.iter().map(|(number, known)| (*number, port(known.protocol, known.tls, known.owner.clone())));

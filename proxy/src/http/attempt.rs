@@ -5,6 +5,8 @@
 //! if the method is idempotent (RFC 9110 §9.2.2). Everything else is tried again by the route's policy, within the
 //! retry budget. Nothing is ever tried again after response headers went downstream.
 
+mod hedge;
+
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -66,7 +68,10 @@ pub async fn send(
         let endpoint = pick(target, &tries.endpoints)?;
         tries.endpoints.push(endpoint.id());
         tried(&endpoint);
-        let outcome = attempt(target, endpoint, &mut source, tries.endpoints.len(), tries.permit.take()).await;
+        let outcome = match target.rule.and_then(|rule| rule.hedge.as_ref()).filter(|_| source.has_twins()) {
+            Some(hedge) => hedge::race(target, hedge, endpoint, &source, &mut tries, &mut tried).await,
+            None => attempt(target, endpoint, &mut source, tries.endpoints.len(), tries.permit.take()).await,
+        };
         let retry = match &outcome {
             Ok((response, _)) => policy.filter(|policy| asks_for_retry(policy, response)).map(|_| Retry::ByPolicy),
             Err(failed) => failed.retry(&source, policy),
@@ -156,6 +161,9 @@ impl Tries {
     }
 }
 
+/// What became of an attempt.
+type Outcome = Result<(Response<Incoming>, Lease), Failed>;
+
 /// An attempt that brought no response.
 struct Failed {
     error: Error,
@@ -191,7 +199,7 @@ async fn attempt(
     source: &mut Source,
     number: usize,
     retry_permit: Option<Permit>,
-) -> Result<(Response<Incoming>, Lease), Failed> {
+) -> Outcome {
     let Target { worker, cluster, .. } = target;
     let begun = Instant::now();
     let mut under_way = UnderWay::begin(worker, endpoint.id());

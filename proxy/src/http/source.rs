@@ -55,6 +55,18 @@ impl Source {
         Self { head: Some(head), body, progress, broken, idempotent: false, keep: false }
     }
 
+    /// Whether it may be made twice at once: it has no body, and twice is as good as once.
+    pub fn has_twins(&self) -> bool {
+        self.idempotent && self.head.is_some() && matches!(self.body, SourceBody::Empty)
+    }
+
+    /// The same request once more; only where it [has](Self::has_twins) one.
+    pub fn twin(&self) -> Self {
+        let (head, body) = (self.head.clone(), SourceBody::Empty);
+        let (progress, broken) = (Counter::default(), Broken::default());
+        Self { head, body, progress, broken, idempotent: self.idempotent, keep: true }
+    }
+
     /// The request for one attempt; `None` if it is gone.
     pub fn request(&mut self) -> Option<Request<RequestBody>> {
         let head = if self.keep { self.head.clone() } else { self.head.take() }?;

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::redirect_action::{
@@ -30,15 +31,19 @@ use envoy_types::pb::google::protobuf::Any;
 use http::uri::Scheme;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use prost::Name;
+use serde::Deserialize;
 
 use super::read::{self, Error, Within, at_most};
 use super::retry;
 use super::{cors, fault, headers, session};
 use crate::tables::cluster::Cluster;
 use crate::tables::route::{
-    Backend, Filter, Mirror, PathChange, PathMatch, Redirect, Rewrite, Route, RouteMatch, RouteTable, Rule, StringMatch,
+    Backend, Filter, Hedge, Mirror, PathChange, PathMatch, Redirect, Rewrite, Route, RouteMatch, RouteTable, Rule,
+    StringMatch,
 };
 
+/// Attempts beside the first. As TrafficPolicy allows.
+const MAX_HEDGES: u32 = 3;
 /// The cluster that stands for an invalid backend reference.
 pub(super) const INVALID_CLUSTER: &str = "invalid";
 
@@ -98,6 +103,7 @@ fn route(route: &PbRoute, cluster: &mut dyn FnMut(&str) -> Option<Arc<Cluster>>)
         idle_timeout: None,
         try_timeout: None,
         retry: None,
+        hedge: hedge(route.metadata.as_ref())?,
         session: session::session(&route.typed_per_filter_config)?,
     };
     let request = headers::changes("request", &route.request_headers_to_add, &route.request_headers_to_remove)?;
@@ -118,6 +124,21 @@ fn route(route: &PbRoute, cluster: &mut dyn FnMut(&str) -> Option<Arc<Cluster>>)
     let response = headers::changes("response", &route.response_headers_to_add, &route.response_headers_to_remove)?;
     rule.filters.extend(response.map(Filter::ResponseHeaders));
     Ok(Route { matches, rule: Arc::new(rule) })
+}
+
+/// What Envoy has no field for.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Facts {
+    hedge_delay_nanos: u64,
+    hedge_attempts: u32,
+}
+
+fn hedge(metadata: Option<&Metadata>) -> Result<Option<Hedge>, Error> {
+    let Some(metadata) = metadata else { return Ok(None) };
+    let facts: Facts = read::facts(Some(metadata))?;
+    let (delay, attempts) = (Duration::from_nanos(facts.hedge_delay_nanos), facts.hedge_attempts.min(MAX_HEDGES));
+    Ok((attempts > 0).then_some(Hedge { delay, attempts }))
 }
 
 fn route_match(pb: &PbRouteMatch) -> Result<RouteMatch, Error> {

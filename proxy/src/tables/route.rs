@@ -88,6 +88,8 @@ pub struct Rule {
     pub try_timeout: Option<Duration>,
     /// When a failed attempt is made again; `None`: only what was never delivered is.
     pub retry: Option<RetryPolicy>,
+    /// When another endpoint is asked beside one that does not answer; `None`: never.
+    pub hedge: Option<Hedge>,
     /// How a client comes back to the endpoint that answered it before; `None`: it does not.
     pub session: Option<Session>,
 }
@@ -215,6 +217,15 @@ pub struct RetryPolicy {
     pub backoff_base: Duration,
     /// Longest back-off.
     pub backoff_max: Duration,
+}
+
+/// Attempts beside one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hedge {
+    /// How long an answer is waited for before one more is asked.
+    pub delay: Duration,
+    /// How many more at most.
+    pub attempts: u32,
 }
 
 /// What may be done to a request or a response on its way.

@@ -323,7 +323,8 @@ impl Generator {
     }
 
     /// All requests or none: what is drawn for each tells nothing. Delays are too short for any timeout. Of requests that are not
-    /// gRPC none gets a gRPC status: Envoy answers them 200.
+    /// gRPC none gets a gRPC status: Envoy answers them 200. Of those that are none gets 500: gRPC's own table makes UNKNOWN of it, Envoy
+    /// UNAVAILABLE.
     fn fault(&mut self, grpc: bool) -> Value {
         let name = format!("fault-{}", self.faults.len());
         let mut spec = json!({});
@@ -334,7 +335,8 @@ impl Generator {
             spec["abort"] = if grpc && self.chance(70) {
                 json!({ "grpcStatus": self.rng.u32(1..=16) })
             } else {
-                json!({ "httpStatus": self.number(&[400, 401, 403, 404, 418, 429, 500, 503]) })
+                let statuses = [400, 401, 403, 404, 418, 429, 503, 500];
+                json!({ "httpStatus": self.number(&statuses[..if grpc { 7 } else { 8 }]) })
             };
             match self.rng.u32(..3) {
                 0 => spec["abort"]["fraction"] = json!({ "numerator": self.number(&[0, 1000]), "denominator": 1000 }),

@@ -233,7 +233,9 @@ fn kept(mut connection: Connection<'_>, ask: &Ask, field: &str) -> Seen {
         let body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
         pods.extend(body["pod"].as_str().map(ToOwned::to_owned));
     }
-    Seen { line: format!("{} pods, told {told} times", pods.len()), ..Seen::default() }
+    // Without a session each request goes anywhere.
+    let line = if told == 0 { "told never".to_owned() } else { format!("{} pods, told {told} times", pods.len()) };
+    Seen { line, ..Seen::default() }
 }
 
 /// Keeps a policy from keeping out what asks for `path`.

@@ -87,6 +87,7 @@ fn direct(protocol: Protocol, mtls: bool) -> DirectPort {
         service: None,
         settings: Settings::default(),
         idle_timeout: None,
+        hedge: None,
         request_timeout: None,
         try_timeout: None,
         retry: None,
@@ -165,6 +166,7 @@ pub fn routes() -> Vec<Route> {
         filters: vec![],
         backends: vec![to(Some(port("web", 80)), 1)],
         idle_timeout: None,
+        hedge: None,
         request_timeout: None,
         try_timeout: None,
         retry: None,
@@ -221,6 +223,7 @@ pub fn routes() -> Vec<Route> {
             conditions,
             Rule {
                 idle_timeout: None,
+                hedge: None,
                 request_timeout: Some(Duration::from_secs(5)),
                 try_timeout: Some(Duration::from_secs(1)),
                 retry: Some(retry),

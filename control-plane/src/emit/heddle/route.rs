@@ -15,6 +15,7 @@
 
 use std::collections::HashMap;
 
+use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::redirect_action::{
@@ -38,7 +39,7 @@ use serde::Serialize;
 
 use super::headers::Changes;
 use crate::emit::{mirrors, pb, per_route};
-use crate::model::route::{PathChange, PathMatch, Redirect, RetryPolicy, RouteMatch, Scheme, StringMatch};
+use crate::model::route::{Hedge, PathChange, PathMatch, Redirect, RetryPolicy, RouteMatch, Scheme, StringMatch};
 use crate::model::{Backend, Filter, Route, RouteTable, Rule, ServiceName, SourceRef};
 
 /// The cluster of a backend reference that is invalid. Every cluster's name has a slash, so none is called this.
@@ -69,6 +70,18 @@ struct Facts<'m> {
     sources: &'m [SourceRef],
 }
 
+/// What Envoy's hedging does not say: it comes with its own timeouts, and of any method.
+fn hedge(hedge: &Hedge) -> Metadata {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Facts {
+        hedge_delay_nanos: u64,
+        hedge_attempts: u32,
+    }
+    let hedge_delay_nanos = u64::try_from(hedge.delay.as_nanos()).unwrap_or(u64::MAX);
+    pb::facts(&Facts { hedge_delay_nanos, hedge_attempts: hedge.attempts })
+}
+
 fn route(route: &Route) -> PbRoute {
     let rule = &*route.rule;
     let request = Changes::of(rule.filters.iter().filter_map(Filter::request_headers));
@@ -82,6 +95,7 @@ fn route(route: &Route) -> PbRoute {
         response_headers_to_add: response.write,
         response_headers_to_remove: response.remove,
         typed_per_filter_config: per_route::in_order(per_route::entries(rule)),
+        metadata: rule.hedge.as_ref().map(hedge),
         ..PbRoute::default()
     }
 }

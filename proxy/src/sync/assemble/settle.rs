@@ -198,6 +198,7 @@ fn unanswered_route(table: &Arc<str>) -> Route {
         idle_timeout: None,
         try_timeout: None,
         retry: None,
+        hedge: None,
         session: None,
     };
     Route { matches: RouteMatch::default(), rule: Arc::new(rule) }
