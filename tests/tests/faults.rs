@@ -14,7 +14,7 @@ use heddle_tests::{eventually, metrics, origin, talk};
 #[test]
 fn a_share_of_the_requests_that_have_the_header_is_delayed_and_aborted() {
     let workloads = [&WORKLOADS[..], &[("api", 10, "api", "api")]].concat();
-    let manifests = format!("{}{ROUTE}", shop(&workloads, &[("api", 1, "api")]));
+    let manifests = format!("{}{ROUTE}{POLICY}", shop(&workloads, &[("api", 1, "api")]));
     let mesh = LiveMesh::start(&[("shop.yaml", &manifests)]);
     let server = mesh.workload("api", 10, "api", 1);
     origin::echo(&server, 8080, "api");
@@ -43,12 +43,13 @@ fn a_share_of_the_requests_that_have_the_header_is_delayed_and_aborted() {
     let failed = metrics::sum(&page, "heddle_requests_total", &["cause=\"fault_injected\""]);
     assert!(aborts > 0.0 && aborts == failed, "{page}");
 
-    fault("delay: { duration: 300ms }");
+    // Longer than the request may take, which it does not count towards.
+    fault("delay: { duration: 1500ms }");
     for (sidecar, pod) in clients.each() {
         eventually(&format!("{sidecar}: requests are delayed and then sent"), || {
             let begun = Instant::now();
             let answer = ask(pod, "x-test: 1\r\n");
-            (answer == 200 && begun.elapsed() >= Duration::from_millis(300)).then_some(())
+            (answer == 200 && begun.elapsed() >= Duration::from_millis(1500)).then_some(())
         });
     }
     drop(server);
@@ -63,6 +64,12 @@ spec:
   rules:
   - filters: [{ type: ExtensionRef, extensionRef: { group: heddle.dev, kind: FaultInjection, name: test } }]
     backendRefs: [{ name: api, port: 80 }]
+";
+const POLICY: &str = "---
+apiVersion: heddle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: { name: api, namespace: shop }
+spec: { targetRefs: [{ kind: Service, name: api }], timeouts: { request: 1s } }
 ";
 const FAULT: &str = "
 apiVersion: heddle.dev/v1alpha1

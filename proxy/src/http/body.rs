@@ -79,7 +79,8 @@ impl Body {
         idle: Option<Duration>,
         failure: Failure,
     ) -> Self {
-        let (lease, deadline, idle) = (Some(lease), deadline.map(Box::pin), idle.map(Watch::begin));
+        let (lease, deadline) = (Some(lease), deadline.map(Box::pin));
+        let idle = idle.map(|idle| Watch::begin(idle, &record.request_bytes));
         Self(Inner::Upstream(Box::new(Upstream { incoming, lease, record, deadline, idle, failure })))
     }
 }

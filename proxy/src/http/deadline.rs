@@ -8,7 +8,7 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The earlier of what the route gives and what a gRPC client asks for. A timeout that cannot be read is the server's to refuse.
 pub fn of(arrived: Instant, route: Option<Duration>, grpc: bool, headers: &HeaderMap) -> Option<Instant> {
-    let asked = headers.get(GRPC_TIMEOUT).filter(|_| grpc).and_then(parse);
+    let asked = if grpc { headers.get(GRPC_TIMEOUT).and_then(parse) } else { None };
     earliest(route, asked).and_then(|limit| arrived.checked_add(limit))
 }
 

@@ -57,8 +57,9 @@ pub struct Watch {
 
 impl Watch {
     /// Begins now.
-    pub fn begin(idle: Duration) -> Self {
-        Self { idle, timer: Box::pin(tokio::time::sleep(idle)), last: Instant::now(), seen: 0 }
+    pub fn begin(idle: Duration, progress: &Counter) -> Self {
+        let timer = Box::pin(tokio::time::sleep(idle));
+        Self { idle, timer, last: Instant::now(), seen: progress.get() }
     }
 
     /// A part of the response came.

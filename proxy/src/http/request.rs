@@ -232,7 +232,7 @@ async fn serve(
     record: &mut Record,
     chosen: &mut Chosen,
 ) -> Result<Reply, Error> {
-    let arrived = Instant::now();
+    let mut arrived = Instant::now();
     trace::begin(&mut head.headers, &mut connection.worker.rng.borrow_mut());
     headers::name_host(&mut head, connection.original_dst);
     if !connection.is_from_sidecar() {
@@ -262,6 +262,8 @@ async fn serve(
             chosen.note(rule, place.ok());
             return Ok(Reply::Own(answer, Some(Cause::FaultInjected)));
         }
+        // A delay on purpose is none of the upstream's.
+        arrived = Instant::now();
     }
     let hash = place.ok().and_then(|place| hash_for(rule, place, &head, connection.peer));
     chosen.note(rule, None);
