@@ -151,3 +151,25 @@ spec:
     let shown = format!("{:?}", translation.statuses);
     assert!(shown.contains("timeouts.request by TrafficPolicy other/guest for HTTPRoute guest"), "{shown}");
 }
+
+#[test]
+fn a_workload_whose_name_a_pod_gives_up_touches_the_services_that_select_it() {
+    let settings = settings();
+    let hidden = "---
+apiVersion: heddle.dev/v1alpha1
+kind: Workload
+metadata: {name: web-1, namespace: shop, labels: {app: web, version: v1}}
+spec: {addresses: [10.77.0.1], serviceAccountName: web}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web-v1, namespace: shop}
+spec: {clusterIP: 10.96.0.9, selector: {app: web, version: v1}, ports: [{port: 80}]}
+";
+    let before = Objects::of(objects(&format!("{SHOP}{hidden}")));
+    let mut after = before.clone();
+    after.remove(&objects(SHOP).into_iter().find(|object| object.key().to_string() == "Pod shop/web-1").unwrap().key());
+    let (updated, touched) = translate::update(&translate::all(&before, &settings), &before, &after, &settings);
+    assert_eq!(updated.model, translate::all(&after, &settings).model);
+    assert!(touched.services.iter().any(|service| service.to_string() == "shop/web-v1"), "{touched:?}");
+}

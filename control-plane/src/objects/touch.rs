@@ -72,6 +72,10 @@ impl Reach<'_> {
             }
             Object::Pod(pod) => {
                 self.selecting(&pod.metadata, &pod.addresses);
+                // A Workload of the same name comes and goes with it, the other way round.
+                if let Some(hidden) = self.objects.workloads.get(namespace, name).cloned() {
+                    self.selecting(&hidden.metadata, &hidden.spec.ips());
+                }
                 self.workload(namespace, name);
                 // Policies say whether they select anyone.
                 self.policies(namespace);
