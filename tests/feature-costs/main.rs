@@ -17,14 +17,17 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use heddle_tests::live::{LiveMesh, shop, vip};
 use heddle_tests::pods::MeshPod;
 use heddle_tests::wire::Reader;
-use heddle_tests::{eventually, origin, talk};
+use heddle_tests::{origin, talk};
 use http::Response;
 use http_body_util::Full;
 
+/// Valgrind makes everything some fifty times slower.
+const START: Duration = Duration::from_secs(120);
 const FEW: u32 = 300;
 const MANY: u32 = 2_300;
 
@@ -63,13 +66,22 @@ fn main() -> anyhow::Result<()> {
 fn instructions(mesh: &LiveMesh, client: &MeshPod, requests: u32) -> u64 {
     let report = mesh.directory().join("valgrind.log");
     let mut sidecar = start(mesh, client, &report);
-    eventually("the sidecar is ready", || {
-        let page = SocketAddr::from(([127, 0, 0, 1], 15020));
-        client.netns().run(|| TcpStream::connect(page)).unwrap().ok()?;
-        let answer = talk::request(client, page, "GET /ready HTTP/1.0\r\n\r\n");
-        (answer.status() == 200).then_some(())
-    });
-    let mut answers = Reader::new(talk::connect(client, vip(1)));
+    let begun = Instant::now();
+    let mut answers = loop {
+        if let Some(ended) = sidecar.try_wait().unwrap() {
+            panic!("the sidecar ended, {ended}:\n{}", std::fs::read_to_string(&report).unwrap_or_default());
+        }
+        assert!(begun.elapsed() < START, "no answer within {START:?}");
+        if is_ready(client) {
+            // The control plane's answer may take longer than a connection waits for it.
+            let mut answers = Reader::new(talk::connect(client, vip(1)));
+            answers.stream().write_all(REQUEST).unwrap();
+            if answers.response(false).is_ok_and(|answer| answer.status() == 200) {
+                break answers;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
     for _ in 0..requests {
         answers.stream().write_all(REQUEST).unwrap();
         assert_eq!(answers.response(false).unwrap().status(), 200);
@@ -79,8 +91,14 @@ fn instructions(mesh: &LiveMesh, client: &MeshPod, requests: u32) -> u64 {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     sidecar.wait().unwrap();
     let report = std::fs::read_to_string(report).unwrap();
-    let line = report.lines().find_map(|line| line.split_once("I refs:")).unwrap_or_else(|| panic!("{report}"));
+    let line = report.lines().find_map(|line| line.split_once("refs:")).unwrap_or_else(|| panic!("{report}"));
     line.1.trim().replace(',', "").parse().unwrap()
+}
+
+fn is_ready(client: &MeshPod) -> bool {
+    let page = SocketAddr::from(([127, 0, 0, 1], 15020));
+    let listens = client.netns().run(|| TcpStream::connect(page)).unwrap().is_ok();
+    listens && talk::request(client, page, "GET /ready HTTP/1.0\r\n\r\n").status() == 200
 }
 
 /// Under Valgrind, which stands before the program in what [`LiveMesh::sidecar_command`] says.

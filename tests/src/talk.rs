@@ -23,30 +23,34 @@ pub fn connect_from(network: &Netns, to: SocketAddr) -> TcpStream {
 
 /// Sends `bytes` on a new connection and reads until the other end closes or resets it.
 pub fn exchange(pod: &MeshPod, to: SocketAddr, bytes: impl AsRef<[u8]>) -> Vec<u8> {
-    let mut stream = connect(pod, to);
-    // A refused connection may be reset before everything was written.
-    let _ = stream.write_all(bytes.as_ref());
-    read_to_end(&mut stream)
+    try_from(pod.netns(), to, bytes)
 }
 
 /// What comes back for `bytes`: nothing where the connection is reset, be it before it was seen to be there.
 pub fn try_from(network: &Netns, to: SocketAddr, bytes: impl AsRef<[u8]>) -> Vec<u8> {
-    let mut stream = match network.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap() {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => return Vec::new(),
-        Err(error) => panic!("a connection to {to}: {error}"),
-    };
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let Some(mut stream) = not_reset(network, to) else { return Vec::new() };
+    // A refused connection may be reset before everything was written.
     let _ = stream.write_all(bytes.as_ref());
     read_to_end(&mut stream)
 }
 
 /// [`exchange`], with the sending side closed after `bytes`.
 pub fn exchange_half_closed(pod: &MeshPod, to: SocketAddr, bytes: impl AsRef<[u8]>) -> Vec<u8> {
-    let mut stream = connect(pod, to);
+    let Some(mut stream) = not_reset(pod.netns(), to) else { return Vec::new() };
     let _ = stream.write_all(bytes.as_ref());
     let _ = stream.shutdown(Shutdown::Write);
     read_to_end(&mut stream)
+}
+
+/// A connection, unless it is reset before it was seen to be there.
+fn not_reset(network: &Netns, to: SocketAddr) -> Option<TcpStream> {
+    let stream = match network.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap() {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+        Err(error) => panic!("a connection to {to}: {error}"),
+    };
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    Some(stream)
 }
 
 /// Reads until the other end closes or resets.
