@@ -68,7 +68,7 @@ fn instructions(mesh: &LiveMesh, client: &MeshPod, requests: u32) -> u64 {
     let mut sidecar = start(mesh, client, &report);
     let begun = Instant::now();
     let mut answers = loop {
-        if let Some(ended) = sidecar.try_wait().unwrap() {
+        if let Some(ended) = sidecar.0.try_wait().unwrap() {
             panic!("the sidecar ended, {ended}:\n{}", std::fs::read_to_string(&report).unwrap_or_default());
         }
         assert!(begun.elapsed() < START, "no answer within {START:?}");
@@ -87,9 +87,9 @@ fn instructions(mesh: &LiveMesh, client: &MeshPod, requests: u32) -> u64 {
         assert_eq!(answers.response(false).unwrap().status(), 200);
     }
     drop(answers);
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(sidecar.id()).unwrap());
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(sidecar.0.id()).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    sidecar.wait().unwrap();
+    sidecar.0.wait().unwrap();
     let report = std::fs::read_to_string(report).unwrap();
     let line = report.lines().find_map(|line| line.split_once("refs:")).unwrap_or_else(|| panic!("{report}"));
     line.1.trim().replace(',', "").parse().unwrap()
@@ -101,19 +101,27 @@ fn is_ready(client: &MeshPod) -> bool {
     listens && talk::request(client, page, "GET /ready HTTP/1.0\r\n\r\n").status() == 200
 }
 
-/// Under Valgrind, which stands before the program in what [`LiveMesh::sidecar_command`] says.
-fn start(mesh: &LiveMesh, client: &MeshPod, report: &Path) -> Child {
+/// A process that does not outlive this one's failure.
+struct Sidecar(Child);
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        // It has ended unless something failed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Under Valgrind: of what [`LiveMesh::sidecar_command`] says, what follows `--` is the program. What stands before ties it to the
+/// thread that starts it, which here ends at once.
+fn start(mesh: &LiveMesh, client: &MeshPod, report: &Path) -> Sidecar {
     let own = std::env::current_exe().unwrap();
     let plain = mesh.sidecar_command(own.to_str().unwrap(), "client", "client", 1);
-    let mut command = Command::new(plain.get_program());
-    for argument in plain.get_args() {
-        command.arg(argument);
-        if argument == "--" {
-            command.args(["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]);
-            command.arg(format!("--log-file={}", report.display()));
-        }
-    }
-    client.netns().run(|| command.spawn()).unwrap().unwrap()
+    let mut command = Command::new("valgrind");
+    command.args(["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]);
+    command.arg(format!("--log-file={}", report.display()));
+    command.args(plain.get_args().skip_while(|argument| *argument != "--").skip(1));
+    Sidecar(client.netns().run(|| command.spawn()).unwrap().unwrap())
 }
 
 /// The first word says which object; what follows is its spec, for a route that of its rule.
