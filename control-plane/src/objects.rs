@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::{Namespace, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::api::{AuthorizationPolicy, FaultInjection, MeshTlsPolicy, TrafficPolicy, Workload};
+use crate::api::{AuthorizationPolicy, FaultInjection, MeshTlsPolicy, RateLimitPolicy, TrafficPolicy, Workload};
 use index::Index;
 pub use pod::Pod;
 pub use route::Route;
@@ -138,6 +138,7 @@ kinds! {
     TrafficPolicy = "TrafficPolicy" of "heddle.dev/v1alpha1": TrafficPolicy, in traffic_policies;
     FaultInjection = "FaultInjection" of "heddle.dev/v1alpha1": FaultInjection, in fault_injections;
     AuthorizationPolicy = "AuthorizationPolicy" of "heddle.dev/v1alpha1": AuthorizationPolicy, in authorization_policies;
+    RateLimitPolicy = "RateLimitPolicy" of "heddle.dev/v1alpha1": RateLimitPolicy, in rate_limit_policies;
     MeshTlsPolicy = "MeshTLSPolicy" of "heddle.dev/v1alpha1": MeshTlsPolicy, in mesh_tls_policies;
 }
 

@@ -74,6 +74,11 @@ pub fn decide(policies: &PolicySet, facts: &Facts<'_>) -> Decision {
     Decision::Allow
 }
 
+/// Whether a rate limit counts what `rule` says; a request cannot get out of it by the reading of its path.
+pub fn counts(rule: &Rule, facts: &Facts<'_>) -> bool {
+    rule_matches(rule, facts, Effect::Deny)
+}
+
 /// Which way doubt goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effect {

@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod opaque;
 pub mod outbound;
 pub mod probes;
+pub mod rate_limit;
 pub mod relay;
 pub mod resolve;
 pub mod stream;

@@ -74,6 +74,10 @@ fn bootstrap(workload: &str, identity: &Path) -> Value {
             "lds_config": ads,
         },
         "static_resources": { "clusters": [control_plane(identity)] },
+        // Rate limits by identity and address read them by a format.
+        "layered_runtime": { "layers": [{ "name": "heddle", "static_layer": {
+            "envoy.reloadable_features.enable_formatter_for_ratelimit_action_descriptor_value": true,
+        } }] },
         // Where capture exempts by user, Envoy runs as that user instead.
         "cluster_manager": { "upstream_bind_config": { "socket_options": [{
             "level": SOL_SOCKET, "name": SO_MARK, "int_value": MARK, "state": "STATE_PREBIND",

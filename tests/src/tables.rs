@@ -29,7 +29,14 @@ pub fn inbound(workload: &str, port: Port) -> Tables {
 
 /// A port without policies.
 pub fn port(protocol: Protocol, tls: TlsMode) -> Port {
-    Port { protocol, tls, service: Some(service("api")), policies: PolicySet::default(), settings: Settings::default() }
+    Port {
+        protocol,
+        tls,
+        service: Some(service("api")),
+        policies: PolicySet::default(),
+        rate_limits: Vec::new(),
+        settings: Settings::default(),
+    }
 }
 
 /// The Service `name` in the namespace `shop`.

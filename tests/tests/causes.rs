@@ -16,9 +16,11 @@ use heddle_proxy::capture::{self, Exempt, Rules};
 use heddle_proxy::config::Config;
 use heddle_proxy::http::error::Cause;
 use heddle_proxy::metrics::AccessLogFormat;
+use heddle_proxy::rate_limit::{Buckets, Rate};
 use heddle_proxy::tables::cluster::{Endpoint, Settings};
 use heddle_proxy::tables::listener::Protocol;
 use heddle_proxy::tables::policy::{Policy, PolicySet};
+use heddle_proxy::tables::rate_limit::{LimitBy, RateLimit};
 use heddle_proxy::tables::route::{Abort, AbortStatus, Fault, Route, RouteMatch, Rule};
 use heddle_proxy::tables::{Answer, Destination, Egress, Tables, TlsMode};
 use heddle_tests::pods::{MARK, Mesh, MeshPod};
@@ -45,8 +47,6 @@ enum Seen {
     Closed(&'static str),
     /// As [`Seen::Closed`], by the server's sidecar, for a client without one and this port of the server.
     ClosedInbound(u16),
-    /// Nothing in this version has this cause.
-    Never,
 }
 
 fn seen(cause: Cause) -> Seen {
@@ -65,7 +65,7 @@ fn seen(cause: Cause) -> Seen {
         | Cause::NoRoute
         | Cause::FaultInjected
         | Cause::InvalidBackend => Seen::Answered,
-        Cause::Denied => Seen::AnsweredInbound,
+        Cause::Denied | Cause::RateLimited => Seen::AnsweredInbound,
         Cause::ProtocolError => Seen::AnsweredTo("GET /protocol_error HTTP/1.1\r\nHost: a\r\nHost: b\r\n"),
         Cause::AllEjected => Seen::AnsweredLater(false),
         Cause::ConfigUnavailable => Seen::AnsweredLater(true),
@@ -75,7 +75,6 @@ fn seen(cause: Cause) -> Seen {
         Cause::EgressDenied => Seen::Closed("GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
         Cause::TlsRequired => Seen::ClosedInbound(8080),
         Cause::Loop => Seen::ClosedInbound(15006),
-        Cause::RateLimited => Seen::Never,
     }
 }
 
@@ -110,10 +109,28 @@ fn pods(mesh: &Mesh) -> Pods {
     let mut inbound = tables::inbound("server", tables::port(Protocol::Http, TlsMode::Strict));
     let known = Arc::get_mut(inbound.inbound.as_mut().unwrap()).unwrap();
     known.ports.insert(8080, port(PolicySet { deny: vec![deny], allow: vec![] }));
+    let limited =
+        heddle_proxy::tables::Port { rate_limits: vec![used_up()], ..tables::port(Protocol::Http, TlsMode::Strict) };
+    known.ports.insert(8070, Arc::new(limited));
     start(mesh, &mut server, inbound);
     let known = outbound(&server, &bare);
     start(mesh, &mut client, known);
     Pods { client, server, bare }
+}
+
+/// A limit that has no room for long.
+fn used_up() -> RateLimit {
+    let year = Duration::from_secs(365 * 24 * 3600);
+    let buckets = Buckets::new(Rate::new(1, Duration::from_secs(3600), 1));
+    buckets.take(None, year);
+    RateLimit {
+        name: "shop/limit#0".into(),
+        dry_run: false,
+        by: LimitBy::Nothing,
+        counts: Default::default(),
+        headers: Vec::new(),
+        buckets: Arc::new(buckets),
+    }
 }
 
 /// A sidecar with an access log.
@@ -212,6 +229,7 @@ fn outbound(server: &MeshPod, bare: &MeshPod) -> Tables {
             Cause::ResetAfterResponse => lead(&mut known, cause, plain(BREAKS_OFF), settings(), |_| {}),
             Cause::Undelivered => lead(&mut known, cause, meshed(8090, &server.spiffe_id()), settings(), |_| {}),
             Cause::Denied => lead(&mut known, cause, meshed(8080, &server.spiffe_id()), settings(), |_| {}),
+            Cause::RateLimited => lead(&mut known, cause, meshed(8070, &server.spiffe_id()), settings(), |_| {}),
             Cause::UpstreamProtocolError => lead(&mut known, cause, plain(BABBLES), settings(), |_| {}),
             Cause::InvalidBackend => {
                 lead(&mut known, cause, vec![], settings(), |rule| rule.backends[0].cluster = None)
@@ -232,8 +250,7 @@ fn outbound(server: &MeshPod, bare: &MeshPod) -> Tables {
             | Cause::ProtocolMismatch
             | Cause::ConfigUnavailable
             | Cause::TlsRequired
-            | Cause::Loop
-            | Cause::RateLimited => lead(&mut known, cause, plain(CLOSES), settings(), |_| {}),
+            | Cause::Loop => lead(&mut known, cause, plain(CLOSES), settings(), |_| {}),
         }
     }
     known
@@ -371,7 +388,6 @@ fn provoke(log: &Captured, Pods { client, server, bare }: &Pods, cause: Cause, g
             let bytes = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
             closed(log, server, "inbound", cause, || talk::exchange(bare, server.v4(port), bytes));
         }
-        Seen::Never => {}
     }
 }
 

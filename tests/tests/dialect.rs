@@ -993,6 +993,7 @@ fn inbound_port(protocol: model::Protocol, tls: model::TlsMode) -> model::Inboun
         tls,
         service: None,
         policies: model::PolicySet::default(),
+        rate_limits: Vec::new(),
         settings: Settings::default(),
     }
 }

@@ -162,14 +162,7 @@ impl AuthorizationPolicySpec {
         target::check(&self.target_refs, self.selector.as_ref(), TARGETS, &mut found);
         limit("spec.rules", self.rules.len(), &mut found);
         for (i, rule) in self.rules.iter().enumerate() {
-            limit(&format!("spec.rules[{i}].from"), rule.from.len(), &mut found);
-            limit(&format!("spec.rules[{i}].to"), rule.to.len(), &mut found);
-            for (j, source) in rule.from.iter().enumerate() {
-                source.check(&format!("spec.rules[{i}].from[{j}]"), &mut found);
-            }
-            for (j, operation) in rule.to.iter().enumerate() {
-                operation.check(&format!("spec.rules[{i}].to[{j}]"), &mut found);
-            }
+            check_rule(&format!("spec.rules[{i}]"), &rule.from, &rule.to, &mut found);
         }
         found
     }
@@ -239,6 +232,18 @@ impl Operation {
     }
 }
 
+/// Checks the `from` and `to` of the rule at `at`.
+pub(super) fn check_rule(at: &str, from: &[Source], to: &[Operation], found: &mut Vec<FieldError>) {
+    limit(&format!("{at}.from"), from.len(), found);
+    limit(&format!("{at}.to"), to.len(), found);
+    for (i, source) in from.iter().enumerate() {
+        source.check(&format!("{at}.from[{i}]"), found);
+    }
+    for (i, operation) in to.iter().enumerate() {
+        operation.check(&format!("{at}.to[{i}]"), found);
+    }
+}
+
 /// A network, or a single address as the network of just itself.
 pub fn network(text: &str) -> Option<IpNet> {
     text.parse::<IpNet>().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
@@ -277,8 +282,8 @@ fn limit(at: &str, count: usize, found: &mut Vec<FieldError>) {
     }
 }
 
-/// Kinds an AuthorizationPolicy may target.
-const TARGETS: &[(&str, &str)] = &[("", "Namespace"), ("", "ServiceAccount"), ("", "Service")];
+/// Kinds an AuthorizationPolicy may target, and a RateLimitPolicy too.
+pub(super) const TARGETS: &[(&str, &str)] = &[("", "Namespace"), ("", "ServiceAccount"), ("", "Service")];
 /// Chosen: rules are walked for every request.
 const MAX_VALUES: usize = 64;
 

@@ -11,6 +11,7 @@ pub mod fault_injection;
 pub mod health_check;
 pub mod load_balancing;
 pub mod mesh_tls_policy;
+pub mod rate_limit_policy;
 pub mod target;
 pub mod traffic_policy;
 pub mod workload;
@@ -35,6 +36,7 @@ pub use fault_injection::{FaultInjection, FaultInjectionSpec};
 pub use health_check::HealthCheck;
 pub use load_balancing::LoadBalancing;
 pub use mesh_tls_policy::{MeshTlsPolicy, MeshTlsPolicySpec};
+pub use rate_limit_policy::{RateLimitPolicy, RateLimitPolicySpec};
 pub use target::{GATEWAY_GROUP, Selector, TargetRef};
 pub use traffic_policy::{TrafficPolicy, TrafficPolicySpec};
 pub use workload::{Workload, WorkloadSpec};
@@ -126,6 +128,7 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         AuthorizationPolicy::crd(),
         FaultInjection::crd(),
         MeshTlsPolicy::crd(),
+        RateLimitPolicy::crd(),
         TrafficPolicy::crd(),
         Workload::crd(),
     ];

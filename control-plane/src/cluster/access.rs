@@ -70,7 +70,14 @@ pub const RULES: &[Rule] = &[
     ),
     cluster(
         GROUP,
-        &["authorizationpolicies", "faultinjections", "meshtlspolicies", "trafficpolicies", "workloads"],
+        &[
+            "authorizationpolicies",
+            "faultinjections",
+            "meshtlspolicies",
+            "ratelimitpolicies",
+            "trafficpolicies",
+            "workloads",
+        ],
         READ,
         "policies, and processes outside the cluster",
     ),
@@ -80,6 +87,7 @@ pub const RULES: &[Rule] = &[
             "authorizationpolicies/status",
             "faultinjections/status",
             "meshtlspolicies/status",
+            "ratelimitpolicies/status",
             "trafficpolicies/status",
             "workloads/status",
         ],

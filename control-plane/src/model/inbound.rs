@@ -1,6 +1,7 @@
 //! What holds for traffic to one workload, and the facts of the mesh it lives in.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -9,6 +10,7 @@ use super::cluster::Settings;
 use super::listener::Protocol;
 use super::name::{ServiceName, SourceRef};
 use super::policy::PolicySet;
+use super::rate_limit::RateLimit;
 
 /// The `inbound` resource of one workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -65,6 +67,9 @@ pub struct InboundPort {
     /// Authorization in force.
     #[serde(skip_serializing_if = "PolicySet::is_empty")]
     pub policies: PolicySet,
+    /// Rate limits in force, in the order they are asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rate_limits: Vec<Arc<RateLimit>>,
     /// Limits and timeouts towards the application.
     #[serde(skip_serializing_if = "super::workload::is_plain")]
     pub settings: Settings,

@@ -12,6 +12,7 @@ pub mod inbound;
 pub mod listener;
 pub mod name;
 pub mod policy;
+pub mod rate_limit;
 pub mod route;
 pub mod workload;
 

@@ -73,6 +73,7 @@ impl Index {
             | Object::TrafficPolicy(_)
             | Object::FaultInjection(_)
             | Object::AuthorizationPolicy(_)
+            | Object::RateLimitPolicy(_)
             | Object::MeshTlsPolicy(_) => {}
         }
     }

@@ -129,7 +129,7 @@ impl Reach<'_> {
                     .filter(|route| route.faults().any(|fault| fault == name))
                     .for_each(|route| self.route(&route.key()));
             }
-            Object::AuthorizationPolicy(_) => self.all_workloads(namespace),
+            Object::AuthorizationPolicy(_) | Object::RateLimitPolicy(_) => self.all_workloads(namespace),
             Object::MeshTlsPolicy(_) => {
                 self.policies(namespace);
                 if namespace == self.root_namespace {
@@ -210,7 +210,9 @@ impl Reach<'_> {
         let tls = objects.mesh_tls_policies.in_namespace(namespace).map(|p| (Kind::MeshTlsPolicy, &p.metadata));
         let authorization = objects.authorization_policies.in_namespace(namespace);
         let authorization = authorization.map(|p| (Kind::AuthorizationPolicy, &p.metadata));
-        let keys = traffic.chain(tls).chain(authorization).map(|(kind, metadata)| ObjectKey::of(kind, metadata));
+        let limits = objects.rate_limit_policies.in_namespace(namespace).map(|p| (Kind::RateLimitPolicy, &p.metadata));
+        let keys =
+            traffic.chain(tls).chain(authorization).chain(limits).map(|(kind, metadata)| ObjectKey::of(kind, metadata));
         self.touched.statuses.extend(keys);
     }
 

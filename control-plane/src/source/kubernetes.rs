@@ -29,7 +29,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::Snapshot;
-use crate::api::{AuthorizationPolicy, FaultInjection, GROUP, MeshTlsPolicy, TrafficPolicy, VERSION, Workload};
+use crate::api::{
+    AuthorizationPolicy, FaultInjection, GROUP, MeshTlsPolicy, RateLimitPolicy, TrafficPolicy, VERSION, Workload,
+};
 use crate::cluster::{Clients, GONE, NOT_FOUND, backoff, refused_with, watch_config};
 use crate::metrics::Metrics;
 use crate::objects::{KINDS, Kind, ObjectKey, Pod};
@@ -73,6 +75,7 @@ pub fn watch(clients: &Clients, metrics: Metrics) -> Watch {
             Kind::TrafficPolicy => tasks.spawn(follower.run::<TrafficPolicy>()),
             Kind::FaultInjection => tasks.spawn(follower.run::<FaultInjection>()),
             Kind::AuthorizationPolicy => tasks.spawn(follower.run::<AuthorizationPolicy>()),
+            Kind::RateLimitPolicy => tasks.spawn(follower.run::<RateLimitPolicy>()),
             Kind::MeshTlsPolicy => tasks.spawn(follower.run::<MeshTlsPolicy>()),
         };
     }
@@ -243,7 +246,7 @@ const fn watched(kind: Kind, group: &'static str, version: &'static str, plural:
 const GATEWAY: &str = crate::api::target::GATEWAY_GROUP;
 
 /// Everything that is listed and watched, in all namespaces. Of one kind in two versions the first that is served is read.
-pub const WATCHED: [Watched; 16] = [
+pub const WATCHED: [Watched; 17] = [
     watched(Kind::Namespace, "", "v1", "namespaces"),
     watched(Kind::ServiceAccount, "", "v1", "serviceaccounts"),
     watched(Kind::Service, "", "v1", "services"),
@@ -259,6 +262,7 @@ pub const WATCHED: [Watched; 16] = [
     watched(Kind::TrafficPolicy, GROUP, VERSION, "trafficpolicies"),
     watched(Kind::FaultInjection, GROUP, VERSION, "faultinjections"),
     watched(Kind::AuthorizationPolicy, GROUP, VERSION, "authorizationpolicies"),
+    watched(Kind::RateLimitPolicy, GROUP, VERSION, "ratelimitpolicies"),
     watched(Kind::MeshTlsPolicy, GROUP, VERSION, "meshtlspolicies"),
 ];
 

@@ -119,7 +119,7 @@ fn one(document: &Located, manifest: &mut Manifest) -> Result<(), Error> {
     let group = version.split_once('/').map_or("", |(group, _)| group);
     let Some(known) = known(version, kind) else {
         if group == api::GROUP {
-            let remedy = "heddle.dev/v1alpha1 has AuthorizationPolicy, FaultInjection, MeshTLSPolicy, TrafficPolicy and Workload";
+            let remedy = "heddle.dev/v1alpha1 has AuthorizationPolicy, FaultInjection, MeshTLSPolicy, RateLimitPolicy, TrafficPolicy and Workload";
             let known_version = version == format!("{}/{}", api::GROUP, api::VERSION);
             return Err(document.error(if known_version { "kind" } else { "apiVersion" }, remedy));
         }
@@ -172,6 +172,7 @@ fn known(version: &str, kind: &str) -> Option<Kind> {
         ("heddle.dev/v1alpha1", "TrafficPolicy") => Kind::TrafficPolicy,
         ("heddle.dev/v1alpha1", "FaultInjection") => Kind::FaultInjection,
         ("heddle.dev/v1alpha1", "AuthorizationPolicy") => Kind::AuthorizationPolicy,
+        ("heddle.dev/v1alpha1", "RateLimitPolicy") => Kind::RateLimitPolicy,
         ("heddle.dev/v1alpha1", "MeshTLSPolicy") => Kind::MeshTlsPolicy,
         _ => return None,
     })
@@ -216,6 +217,7 @@ fn read(kind: Kind, document: &Located, value: &Value) -> Result<Object, Error> 
         Kind::TrafficPolicy => Object::TrafficPolicy(Arc::new(typed(document, value)?)),
         Kind::FaultInjection => Object::FaultInjection(Arc::new(typed(document, value)?)),
         Kind::AuthorizationPolicy => Object::AuthorizationPolicy(Arc::new(typed(document, value)?)),
+        Kind::RateLimitPolicy => Object::RateLimitPolicy(Arc::new(typed(document, value)?)),
         Kind::MeshTlsPolicy => Object::MeshTlsPolicy(Arc::new(typed(document, value)?)),
     })
 }
@@ -282,6 +284,7 @@ fn check(object: &Object) -> Vec<FieldError> {
         Object::TrafficPolicy(policy) => policy.spec.check(),
         Object::FaultInjection(fault) => fault.spec.check(),
         Object::AuthorizationPolicy(policy) => policy.spec.check(),
+        Object::RateLimitPolicy(policy) => policy.spec.check(),
         Object::MeshTlsPolicy(policy) => policy.spec.check(),
         Object::Namespace(_)
         | Object::ServiceAccount(_)

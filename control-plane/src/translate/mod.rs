@@ -16,6 +16,7 @@ mod overridden;
 mod policy;
 mod precedence;
 mod problem;
+mod rate_limit;
 mod rule;
 mod server_name;
 mod service;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::instance::Instance;
 use super::{Settings, service};
 use crate::api::authorization_policy::{self as api, Action, network};
-use crate::api::{AuthorizationPolicy, TargetRef};
+use crate::api::{AuthorizationPolicy, Selector, TargetRef};
 use crate::model::{Operation, Policy, PolicyRule, PolicySet, Principals, SourceRef, SpiffeId, TextMatch};
 use crate::objects::{Objects, name_of, namespace_of};
 
@@ -30,21 +30,33 @@ pub(super) fn in_force(objects: &Objects, settings: &Settings, instance: &Instan
 
 /// The policies that reach some port of this instance, for `explain`.
 pub(super) fn sources(objects: &Objects, instance: &Instance) -> Vec<SourceRef> {
-    let owned = service::owners(objects, instance);
-    let reaches = |policy: &&Arc<AuthorizationPolicy>| {
-        applies(objects, policy, instance, None)
-            || owned.iter().any(|(_, _, target)| applies(objects, policy, instance, Some(*target)))
-    };
+    let ports = ports(objects, instance);
+    let reaches =
+        |policy: &&Arc<AuthorizationPolicy>| ports.iter().any(|port| applies(objects, policy, instance, *port));
     let policies = objects.authorization_policies.in_namespace(&instance.name.namespace).filter(reaches);
     policies.map(|p| SourceRef::new("AuthorizationPolicy", namespace_of(&p.metadata), name_of(&p.metadata))).collect()
 }
 
+/// The ports that policies are in force on, and `None`, for those nobody speaks of.
+pub(super) fn ports(objects: &Objects, instance: &Instance) -> Vec<Option<u16>> {
+    let owned = service::owners(objects, instance);
+    owned.iter().map(|(_, _, target)| Some(*target)).chain([None]).collect()
+}
+
 fn applies(objects: &Objects, policy: &AuthorizationPolicy, instance: &Instance, port: Option<u16>) -> bool {
-    if let Some(selector) = &policy.spec.selector {
+    attached(objects, policy.spec.selector.as_ref(), &policy.spec.target_refs, instance, port)
+}
+
+/// Whether a policy of the instance's namespace reaches `port`, by its selector or targets; without either it does.
+pub(super) fn attached(
+    objects: &Objects,
+    selector: Option<&Selector>,
+    targets: &[TargetRef],
+    instance: &Instance,
+    port: Option<u16>,
+) -> bool {
+    if let Some(selector) = selector {
         return selector.matches(&instance.labels);
-    }
-    if policy.spec.target_refs.is_empty() {
-        return true;
     }
     let hits = |target: &TargetRef| match target.kind.as_str() {
         "ServiceAccount" => target.name == *instance.service_account,
@@ -53,7 +65,7 @@ fn applies(objects: &Objects, policy: &AuthorizationPolicy, instance: &Instance,
             .any(|(owner, _, number)| name_of(&owner.metadata) == target.name && port == Some(*number)),
         _ => target.name == *instance.name.namespace,
     };
-    policy.spec.target_refs.iter().any(hits)
+    targets.is_empty() || targets.iter().any(hits)
 }
 
 fn translate(policy: &AuthorizationPolicy, settings: &Settings) -> Policy {
@@ -67,7 +79,8 @@ fn translate(policy: &AuthorizationPolicy, settings: &Settings) -> Policy {
     Policy { name: name.into(), dry_run: policy.spec.dry_run, rules }
 }
 
-fn rule(given: &api::PolicyRule, settings: &Settings) -> PolicyRule {
+/// Whom and what a rule means.
+pub(super) fn rule(given: &api::PolicyRule, settings: &Settings) -> PolicyRule {
     PolicyRule {
         from: given.from.iter().map(|source| principals(source, settings)).collect(),
         to: given.to.iter().map(operation).collect(),

@@ -40,6 +40,18 @@ pub fn status(objects: &Objects, settings: &Settings, key: &ObjectKey) -> Option
             };
             Some(attached(objects, &policy.metadata, found))
         }
+        Kind::RateLimitPolicy => {
+            let policy = objects.rate_limit_policies.get(namespace, name)?;
+            let found = Attachment {
+                errors: policy.spec.check(),
+                targets: &policy.spec.target_refs,
+                selector: policy.spec.selector.as_ref(),
+                losing: Vec::new(),
+                unused: None,
+                overridden: Vec::new(),
+            };
+            Some(attached(objects, &policy.metadata, found))
+        }
         Kind::MeshTlsPolicy => {
             let policy = objects.mesh_tls_policies.get(namespace, name)?;
             let found = Attachment {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::instance::{self, Instance};
-use super::{Settings, policy, service, tls, traffic};
+use super::{Settings, policy, rate_limit, service, tls, traffic};
 use crate::model::{
     self, Direct, DirectPort, Inbound, InboundPort, Protocol, ServiceName, SourceRef, TlsMode, WorkloadName,
 };
@@ -18,7 +18,8 @@ pub fn workload(objects: &Objects, settings: &Settings, name: &WorkloadName) -> 
     let ports = ports(objects, settings, &instance);
     let sources = sources(objects, settings, &instance, &ports);
     let authorization = policy::sources(objects, &instance);
-    let for_inbound = sources.iter().cloned().chain(authorization).collect();
+    let limits = rate_limit::sources(objects, &instance);
+    let for_inbound = sources.iter().cloned().chain(authorization).chain(limits).collect();
     let owners = ports.values().filter_map(|port| port.owner.as_ref());
     let for_direct =
         sources.iter().cloned().chain(owners.flat_map(|owner| traffic::for_service(objects, owner).sources()));
@@ -96,6 +97,7 @@ fn inbound(
             tls: port.tls,
             service: port.owner.clone(),
             policies: policy::in_force(objects, settings, instance, Some(*number)),
+            rate_limits: rate_limit::in_force(objects, settings, instance, Some(*number)),
             settings: to_application(port.protocol),
         };
         (*number, inbound)
@@ -108,6 +110,7 @@ fn inbound(
             tls: tls::other_ports(objects, settings, instance),
             service: None,
             policies: policy::in_force(objects, settings, instance, None),
+            rate_limits: rate_limit::in_force(objects, settings, instance, None),
             settings: to_application(Protocol::Detect),
         },
         sources: sources.into_iter().collect(),

@@ -12,7 +12,9 @@ use gateway_api::tlsroutes::TlsRoute;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::api::{self, AuthorizationPolicy, FaultInjection, FieldError, MeshTlsPolicy, TrafficPolicy, Workload};
+use crate::api::{
+    self, AuthorizationPolicy, FaultInjection, FieldError, MeshTlsPolicy, RateLimitPolicy, TrafficPolicy, Workload,
+};
 use crate::objects::Route;
 use crate::translate;
 
@@ -29,6 +31,7 @@ pub struct Findings {
 pub fn findings(group: &str, kind: &str, object: &Value) -> Findings {
     match (group, kind) {
         (api::GROUP, "AuthorizationPolicy") => own::<AuthorizationPolicy>(object, |policy| policy.spec.check()),
+        (api::GROUP, "RateLimitPolicy") => own::<RateLimitPolicy>(object, |policy| policy.spec.check()),
         (api::GROUP, "FaultInjection") => own::<FaultInjection>(object, |fault| fault.spec.check()),
         (api::GROUP, "MeshTLSPolicy") => own::<MeshTlsPolicy>(object, |policy| policy.spec.check()),
         (api::GROUP, "TrafficPolicy") => own::<TrafficPolicy>(object, |policy| policy.spec.check()),

@@ -183,7 +183,7 @@ impl Cause {
             Self::Undelivered => ("undelivered", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Upstream, "the sidecar there could not reach its application"),
             Self::TlsRequired => ("tls_required", StatusCode::FORBIDDEN, PERMISSION_DENIED, Configuration, "the port is STRICT and the caller has no sidecar; see MeshTLSPolicy"),
             Self::Denied => ("denied", StatusCode::FORBIDDEN, PERMISSION_DENIED, Configuration, "an AuthorizationPolicy does not allow this caller"),
-            Self::RateLimited => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, RESOURCE_EXHAUSTED, Configuration, "a rate limit was reached"),
+            Self::RateLimited => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, RESOURCE_EXHAUSTED, Configuration, "a RateLimitPolicy of the workload has no room for it; try again after Retry-After"),
             Self::FaultInjected => ("fault_injected", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Configuration, "a FaultInjection of the route says so"),
             Self::ProtocolError => ("protocol_error", StatusCode::BAD_REQUEST, INTERNAL, Downstream, "the request is not valid HTTP"),
             Self::UpstreamProtocolError => ("upstream_protocol_error", StatusCode::BAD_GATEWAY, INTERNAL, Upstream, "the application's response is not valid HTTP"),

@@ -16,6 +16,7 @@ pub mod hash;
 pub mod headers;
 pub mod identity;
 pub mod idle;
+pub mod limit;
 pub mod mirror;
 pub mod request;
 pub mod route;

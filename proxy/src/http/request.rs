@@ -21,12 +21,15 @@ use super::client_body::ClientBody;
 use super::error::{self, Cause, Error};
 use super::filter::{self, Verdict};
 use super::source::Source;
-use super::{cors, deadline, fault, guard, hash, headers, identity, mirror, route, session, trace, translate, upgrade};
+use super::{
+    cors, deadline, fault, guard, hash, headers, identity, limit, mirror, route, session, trace, translate, upgrade,
+};
 use crate::authz::{self, Decision, Facts, HttpFacts, Readings};
 use crate::balance;
 use crate::drain::Phase;
 use crate::metrics::{Direction, Record};
 use crate::tables::cluster::{EndpointTls, UpstreamHttp};
+use crate::tables::policy::PolicySet;
 use crate::tables::route::{Filter, Mirror, Rule, Session};
 use crate::tables::{Answer, Cluster, Millis, RouteTable};
 use crate::tls::Peer;
@@ -306,7 +309,9 @@ async fn serve_inbound(
     record: &mut Record,
 ) -> Result<Reply, Error> {
     record.destination(inbound.application.service.as_ref());
-    authorize(connection, inbound, &head)?;
+    if let Some(refusal) = admit(connection, inbound, &head, record.grpc)? {
+        return Ok(Reply::Own(refusal, Some(Cause::RateLimited)));
+    }
     identity::tell(&mut head.headers, inbound.forwarded_client_cert.as_ref());
     let target = Target {
         worker: &connection.worker,
@@ -322,32 +327,51 @@ async fn serve_inbound(
     forward(&target, iter::empty(), head, body, record).await
 }
 
-/// Asks the policies that are in force for this request.
-fn authorize(connection: &Connection, inbound: &Inbound, head: &Parts) -> Result<(), Error> {
-    let tables = connection.worker.shared.tables.load();
+/// Asks the policies that are in force for this request; the answer to one that is too much.
+fn admit(
+    connection: &Connection,
+    inbound: &Inbound,
+    head: &Parts,
+    grpc: bool,
+) -> Result<Option<Response<Body>>, Error> {
+    let shared = &connection.worker.shared;
+    let tables = shared.tables.load();
     let Some(in_force) = &tables.inbound else { return Err(Cause::ConfigUnavailable.into()) };
-    let port = connection.original_dst.port();
-    let policies = &in_force.port(port).policies;
-    if policies.is_empty() {
-        return Ok(());
+    let in_force = in_force.port(connection.original_dst.port());
+    if in_force.policies.is_empty() && in_force.rate_limits.is_empty() {
+        return Ok(None);
     }
+    let facts = facts(connection, inbound, head);
+    authorize(connection, &in_force.policies, &facts)?;
+    let now = shared.started.elapsed();
+    Ok(limit::refuse(&in_force.rate_limits, &facts, &head.headers, grpc, now, &shared.metrics.rate_limits))
+}
+
+/// What policies know of a request.
+fn facts<'f>(connection: &Connection, inbound: &'f Inbound, head: &'f Parts) -> Facts<'f> {
     let host = match head.uri.authority() {
         Some(authority) => authority.as_str(),
         None => head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
     };
     let caller = inbound.caller.as_deref();
-    let facts = Facts {
+    Facts {
         principal: caller.map(|caller| &*caller.principal),
         namespace: caller.and_then(|caller| caller.namespace.as_deref()),
         ip: connection.peer.ip(),
-        port,
+        port: connection.original_dst.port(),
         http: Some(HttpFacts {
             method: head.method.as_str(),
             path: Readings::of(head.uri.path()),
             host: authz::host(host),
         }),
-    };
-    let decision = authz::decide(policies, &facts);
+    }
+}
+
+fn authorize(connection: &Connection, policies: &PolicySet, facts: &Facts<'_>) -> Result<(), Error> {
+    if policies.is_empty() {
+        return Ok(());
+    }
+    let decision = authz::decide(policies, facts);
     connection.worker.shared.metrics.authorization.decided(&decision);
     match decision {
         Decision::Allow | Decision::WouldDeny(_) => Ok(()),

@@ -14,6 +14,7 @@ mod health;
 mod mirrors;
 mod outliers;
 mod probes;
+mod rate_limits;
 mod requests;
 mod retries;
 mod state;
@@ -29,6 +30,7 @@ use mirrors::Mirrors;
 use outliers::Outliers;
 pub use probes::Probes;
 use prometheus::{Encoder, Registry, TextEncoder};
+pub use rate_limits::RateLimits;
 pub use requests::{Record, RequestCache, Requests};
 pub use retries::Retries;
 pub use state::Snapshot;
@@ -76,6 +78,8 @@ pub struct Metrics {
     pub health: Health,
     /// Policies' decisions.
     pub authorization: Authorization,
+    /// Rate limits.
+    pub rate_limits: RateLimits,
     /// TLS handshakes.
     pub handshakes: Handshakes,
     /// Probes done for the kubelet.
@@ -99,6 +103,7 @@ impl Metrics {
             outliers: Outliers::new(&registry)?,
             health: Health::new(&registry)?,
             authorization: Authorization::new(&registry)?,
+            rate_limits: RateLimits::new(&registry)?,
             handshakes: Handshakes::new(&registry)?,
             probes: Probes::new(&registry)?,
             registry,

@@ -180,7 +180,11 @@ impl Core {
         let (name, bytes) = (&added.name, &added.bytes);
         match kind {
             Kind::Listener if **name == *INBOUND => {
-                self.inbound = Some(Arc::new(inbound::parse(name, bytes)?));
+                let mut parsed = inbound::parse(name, bytes)?;
+                if let Some(before) = &self.inbound {
+                    parsed.keep(before);
+                }
+                self.inbound = Some(Arc::new(parsed));
                 self.unpublished = true;
                 return Ok(true);
             }

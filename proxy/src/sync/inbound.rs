@@ -8,8 +8,8 @@ use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener as PbLi
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::rbac;
 use super::read::{self, Error, Within, at_most};
+use super::{rate_limit, rbac};
 use crate::balance::breaker;
 use crate::tables::cluster::{Connections, Settings, UpstreamHttp};
 use crate::tables::listener::Protocol;
@@ -53,11 +53,15 @@ struct ListenerFacts {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct ChainFacts {
     protocol: ProtocolFact,
     tls: TlsFact,
     service: Option<String>,
     settings: SettingsFacts,
+    /// Control planes before 0.2 know none.
+    #[serde(default)]
+    rate_limits: Vec<rate_limit::Facts>,
 }
 
 #[derive(Deserialize)]
@@ -188,6 +192,7 @@ fn port(chain: &FilterChain) -> Result<Port, Error> {
         tls: facts.tls.into(),
         service: facts.service.as_deref().map(read::service_name).transpose().within("metadata.service")?,
         policies: rbac::policies(&chain.filters)?,
+        rate_limits: rate_limit::limits(facts.rate_limits).within("metadata")?,
         settings: facts.settings.into(),
     })
 }

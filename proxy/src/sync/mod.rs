@@ -28,6 +28,7 @@ mod health;
 pub mod inbound;
 pub mod listener;
 mod outlier;
+mod rate_limit;
 mod rbac;
 mod read;
 mod retry;

@@ -10,6 +10,7 @@ use super::ServiceName;
 use super::cluster::Settings;
 use super::listener::Protocol;
 use super::policy::PolicySet;
+use super::rate_limit::RateLimit;
 
 /// The `inbound` resource of one workload.
 #[derive(Debug)]
@@ -30,6 +31,23 @@ impl Inbound {
     /// What holds for the application's port `port`.
     pub fn port(&self, port: u16) -> &Arc<Port> {
         self.ports.get(&port).unwrap_or(&self.other_ports)
+    }
+
+    /// Goes on counting requests where `before` is.
+    pub fn keep(&mut self, before: &Self) {
+        for (number, port) in &mut self.ports {
+            if let Some(old) = before.ports.get(number) {
+                keep(port, old);
+            }
+        }
+        keep(&mut self.other_ports, &before.other_ports);
+    }
+}
+
+/// A port that is shared already is in force.
+fn keep(port: &mut Arc<Port>, before: &Port) {
+    for limit in Arc::get_mut(port).into_iter().flat_map(|port| &mut port.rate_limits) {
+        limit.keep(&before.rate_limits);
     }
 }
 
@@ -69,6 +87,8 @@ pub struct Port {
     pub service: Option<ServiceName>,
     /// Authorization in force.
     pub policies: PolicySet,
+    /// Rate limits in force, in the order they are asked.
+    pub rate_limits: Vec<RateLimit>,
     /// Limits and timeouts towards the application.
     pub settings: Settings,
 }

@@ -10,6 +10,7 @@ pub mod demand;
 pub mod inbound;
 pub mod listener;
 pub mod policy;
+pub mod rate_limit;
 pub mod route;
 
 use std::collections::HashMap;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use serde::Deserialize;
 
 /// The policies in force on one port.
 #[derive(Debug, Default)]
@@ -25,7 +26,8 @@ pub struct Policy {
 }
 
 /// One rule: every part that is given must match.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Rule {
     /// Who calls; empty: anyone. One must match.
     pub from: Vec<Source>,
@@ -34,7 +36,8 @@ pub struct Rule {
 }
 
 /// Who calls. Within a field one value must match; all given fields must.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Source {
     /// SPIFFE IDs.
     pub principals: Vec<TextMatch>,
@@ -51,7 +54,8 @@ pub struct Source {
 }
 
 /// What is asked. Within a field one value must match; all given fields must.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Operation {
     /// Application ports.
     pub ports: Vec<u16>,
@@ -93,7 +97,8 @@ impl PolicySet {
 }
 
 /// A text condition of a policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum TextMatch {
     /// The whole text.
     Exact(String),

@@ -27,7 +27,9 @@ use heddle_xds::resource::{INBOUND, Kind, Resource};
 
 use super::http::{self, Caller, Manager, Side};
 use super::outbound::NOWHERE;
-use super::{INBOUND_PORT, OUTBOUND_PORT, Out, Settings, chain, cluster, families, family_name, rbac, route, tls};
+use super::{
+    INBOUND_PORT, OUTBOUND_PORT, Out, Settings, chain, cluster, families, family_name, rate_limit, rbac, route, tls,
+};
 use crate::emit::pb;
 use crate::model::{Inbound, InboundPort, Protocol, ResourceName, Route, ServiceName, TlsMode, Workload};
 
@@ -168,13 +170,15 @@ impl Port<'_> {
         // The default rule's timeouts and retries: none, and what was never delivered.
         let rule = Route::default_to(ResourceName::service_port(&ServiceName::new("", ""), 0)).rule;
         let routes = vec![route::all_to(&name, &rule)];
+        let mut filters = rbac::http_filters(&self.port.policies);
+        filters.extend(rate_limit::http_filters(self.port.rate_limits.iter().map(|limit| &**limit)));
         let manager = Manager {
             // Only a sidecar may speak for the mesh, so the application's own end here.
             routes: RouteSpecifier::RouteConfig(route::configuration(&name, routes, &[http::UNDELIVERED, http::ERROR])),
             stat_prefix: name,
             codec,
-            filters: rbac::http_filters(&self.port.policies),
-            side: Side::Inbound { normalize: rbac::reads_paths(&self.port.policies), caller },
+            filters,
+            side: Side::Inbound { normalize: rbac::reads_paths(self.port), caller },
         };
         vec![manager.filter()]
     }

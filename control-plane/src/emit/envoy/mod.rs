@@ -34,6 +34,7 @@ mod inbound;
 mod listener;
 mod outbound;
 mod path;
+mod rate_limit;
 mod rbac;
 mod redirect;
 mod reply;

@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use super::path::quote;
 use super::{chain, http};
 use crate::emit::pb;
-use crate::model::{Operation, Policy, PolicyRule, PolicySet, Principals, TextMatch};
+use crate::model::{InboundPort, Operation, Policy, PolicyRule, PolicySet, Principals, TextMatch};
 
 /// The filters for requests.
 pub fn http_filters(policies: &PolicySet) -> Vec<HttpFilter> {
@@ -59,9 +59,26 @@ pub fn network_filters(policies: &PolicySet) -> Vec<Filter> {
     filters.collect()
 }
 
+/// A rule that says which requests are counted; `None`: all are.
+pub fn counted(rule: &PolicyRule) -> Option<PbPolicy> {
+    if rule.from.is_empty() && rule.to.is_empty() {
+        return None;
+    }
+    let principals = match rule.from.as_slice() {
+        [] => vec![any_id()],
+        from => from.iter().map(principal_of).collect(),
+    };
+    let permissions = match rule.to.as_slice() {
+        [] => vec![permission(PermissionRule::Any(true))],
+        to => to.iter().map(|to| operation(to, Traffic::Http)).collect(),
+    };
+    Some(PbPolicy { permissions, principals, ..PbPolicy::default() })
+}
+
 /// Whether any rule reads the path, so that it must be in normal form.
-pub fn reads_paths(policies: &PolicySet) -> bool {
-    let operations = policies.deny.iter().chain(&policies.allow).flat_map(|policy| &policy.rules);
+pub fn reads_paths(port: &InboundPort) -> bool {
+    let policies = port.policies.deny.iter().chain(&port.policies.allow).flat_map(|policy| &policy.rules);
+    let operations = policies.chain(port.rate_limits.iter().map(|limit| &limit.counts));
     operations.flat_map(|rule| &rule.to).any(|to| !to.paths.is_empty() || !to.not_paths.is_empty())
 }
 

@@ -46,6 +46,7 @@ pub fn web_1() -> Workload {
         tls,
         service: None,
         policies,
+        rate_limits: Vec::new(),
         settings: Settings { outlier: None, ..Settings::default() },
     };
     let ports = BTreeMap::from([

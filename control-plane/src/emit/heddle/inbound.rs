@@ -3,8 +3,9 @@
 //! One filter chain for each port some object mentions, the default filter chain for all others; the policies in force
 //! are network filters of the chain ([`super::rbac`]). Facts of the listener: workload, mesh networks, egress default,
 //! sources. Facts of a chain: protocol, TLS mode, service, and the settings towards the application, which in Envoy
-//! would be a cluster of their own.
+//! would be a cluster of their own, and the rate limits, which would be filters of every connection manager.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
@@ -16,6 +17,7 @@ use serde::Serialize;
 use super::rbac;
 use crate::emit::pb;
 use crate::model::cluster::Settings;
+use crate::model::rate_limit::RateLimit;
 use crate::model::{
     Egress, InboundPort, Protocol, ServiceName, SourceRef, TlsMode, UpstreamHttp, Workload, WorkloadName,
 };
@@ -55,12 +57,15 @@ struct ListenerFacts<'m> {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct ChainFacts<'m> {
     protocol: Protocol,
     tls: TlsMode,
     #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<&'m ServiceName>,
     settings: SettingsFacts,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    rate_limits: &'m [Arc<RateLimit>],
 }
 
 /// [`Settings`] that mean something towards one application, in numbers, so that nothing is lost to rounding.
@@ -86,6 +91,7 @@ fn chain(name: String, port: &InboundPort) -> FilterChain {
         tls: port.tls,
         service: port.service.as_ref(),
         settings: settings(&port.settings),
+        rate_limits: &port.rate_limits,
     };
     FilterChain {
         name,

@@ -22,7 +22,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::api::{AuthorizationPolicy, FaultInjection, MeshTlsPolicy, TrafficPolicy, Workload};
+use crate::api::{AuthorizationPolicy, FaultInjection, MeshTlsPolicy, RateLimitPolicy, TrafficPolicy, Workload};
 use crate::objects::{Kind, Object, ObjectKey, Pod, Route};
 use crate::source::Observed;
 
@@ -325,6 +325,7 @@ own_kind!(Workload);
 own_kind!(TrafficPolicy);
 own_kind!(FaultInjection);
 own_kind!(AuthorizationPolicy);
+own_kind!(RateLimitPolicy);
 own_kind!(MeshTlsPolicy);
 
 #[cfg(test)]

@@ -1,0 +1,46 @@
+//! Decisions of rate limits.
+
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+
+/// Counts of decisions, where there are limits.
+pub struct RateLimits {
+    decisions: IntCounterVec,
+    allowed: IntCounter,
+    crowded: IntCounter,
+}
+
+impl RateLimits {
+    /// Registers the metrics of this area.
+    ///
+    /// # Errors
+    /// If a name is taken.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let help = "Requests asked of limits of RateLimitPolicies, by decision and refusing limit.";
+        let decisions = IntCounterVec::new(Opts::new("heddle_rate_limit_total", help), &["decision", "limit"])?;
+        let help = "Requests that shared a bucket because a limit had too many values.";
+        let crowded = IntCounter::new("heddle_rate_limit_crowded_total", help)?;
+        registry.register(Box::new(decisions.clone()))?;
+        registry.register(Box::new(crowded.clone()))?;
+        Ok(Self { allowed: decisions.with_label_values(&["allow", ""]), decisions, crowded })
+    }
+
+    /// There was room.
+    pub fn allowed(&self) {
+        self.allowed.inc();
+    }
+
+    /// There was none at `limit`.
+    pub fn refused(&self, limit: &str) {
+        self.decisions.with_label_values(&["deny", limit]).inc();
+    }
+
+    /// There was none at `limit`, which is in dry run.
+    pub fn would_refuse(&self, limit: &str) {
+        self.decisions.with_label_values(&["would_deny", limit]).inc();
+    }
+
+    /// A value had no bucket of its own.
+    pub fn crowded(&self) {
+        self.crowded.inc();
+    }
+}

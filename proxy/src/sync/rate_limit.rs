@@ -1,0 +1,85 @@
+//! Facts of a chain of `inbound` → [`RateLimit`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderName;
+use serde::Deserialize;
+
+use super::read::{Error, Within, at_most};
+use crate::rate_limit::{Buckets, Rate};
+use crate::tables::policy::Rule;
+use crate::tables::rate_limit::{LimitBy, RateLimit};
+use crate::tables::route::StringMatch;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Facts {
+    name: Arc<str>,
+    dry_run: bool,
+    requests: u32,
+    per_nanos: u64,
+    burst: u32,
+    by: ByFact,
+    counts: Rule,
+    #[serde(default)]
+    headers: Vec<HeaderFact>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum ByFact {
+    Nothing,
+    Identity,
+    SourceIp,
+    Header(String),
+}
+
+#[derive(Deserialize)]
+struct HeaderFact {
+    name: String,
+    value: String,
+}
+
+/// The limits of a port, with full buckets.
+pub(super) fn limits(facts: Vec<Facts>) -> Result<Vec<RateLimit>, Error> {
+    at_most("rateLimits", &facts, MAX_LIMITS)?;
+    facts.into_iter().enumerate().map(|(index, facts)| limit(facts).nth("rateLimits", index)).collect()
+}
+
+fn limit(facts: Facts) -> Result<RateLimit, Error> {
+    let numbers = [("requests", facts.requests == 0), ("perNanos", facts.per_nanos == 0), ("burst", facts.burst == 0)];
+    if let Some((field, _)) = numbers.into_iter().find(|(_, is_zero)| *is_zero) {
+        return Err(Error::new(field, "is 0, must be above"));
+    }
+    at_most("counts.from", &facts.counts.from, MAX_VALUES)?;
+    at_most("counts.to", &facts.counts.to, MAX_VALUES)?;
+    at_most("headers", &facts.headers, MAX_VALUES)?;
+    let by = match facts.by {
+        ByFact::Nothing => LimitBy::Nothing,
+        ByFact::Identity => LimitBy::Identity,
+        ByFact::SourceIp => LimitBy::SourceIp,
+        ByFact::Header(name) => LimitBy::Header(header_name("by.header", &name)?),
+    };
+    let headers = facts
+        .headers
+        .into_iter()
+        .map(|header| Ok((header_name("headers", &header.name)?, StringMatch::Exact(header.value))));
+    Ok(RateLimit {
+        name: facts.name,
+        dry_run: facts.dry_run,
+        by,
+        counts: facts.counts,
+        headers: headers.collect::<Result<_, Error>>()?,
+        buckets: Arc::new(Buckets::new(Rate::new(facts.requests, Duration::from_nanos(facts.per_nanos), facts.burst))),
+    })
+}
+
+fn header_name(field: &str, name: &str) -> Result<HeaderName, Error> {
+    HeaderName::from_bytes(name.as_bytes()).map_err(|_| Error::new(field, format!("{name:?} is no header's name")))
+}
+
+/// Limits of one port. Chosen: 16 policies with all that one may have.
+const MAX_LIMITS: usize = 256;
+/// As RateLimitPolicy allows.
+const MAX_VALUES: usize = 64;
