@@ -71,7 +71,7 @@ pub(super) fn attached(
 fn translate(policy: &AuthorizationPolicy, settings: &Settings) -> Policy {
     let broken = !policy.spec.check().is_empty();
     let rules = match (broken, policy.spec.action) {
-        (false, _) => policy.spec.rules.iter().map(|given| rule(given, settings)).collect(),
+        (false, _) => policy.spec.rules.iter().map(|given| rule(&given.from, &given.to, settings)).collect(),
         (true, Action::Allow) => Vec::new(),
         (true, Action::Deny) => vec![PolicyRule::default()],
     };
@@ -80,10 +80,10 @@ fn translate(policy: &AuthorizationPolicy, settings: &Settings) -> Policy {
 }
 
 /// Whom and what a rule means.
-pub(super) fn rule(given: &api::PolicyRule, settings: &Settings) -> PolicyRule {
+pub(super) fn rule(from: &[api::Source], to: &[api::Operation], settings: &Settings) -> PolicyRule {
     PolicyRule {
-        from: given.from.iter().map(|source| principals(source, settings)).collect(),
-        to: given.to.iter().map(operation).collect(),
+        from: from.iter().map(|source| principals(source, settings)).collect(),
+        to: to.iter().map(operation).collect(),
     }
 }
 

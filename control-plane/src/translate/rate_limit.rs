@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::instance::Instance;
 use super::{Settings, policy};
+use crate::api::RateLimitPolicy;
 use crate::api::rate_limit_policy::{self as api, LimitByType};
-use crate::api::{RateLimitPolicy, authorization_policy};
 use crate::model::SourceRef;
 use crate::model::rate_limit::{LimitBy, RateLimit};
 use crate::model::route::HeaderValue;
@@ -47,10 +47,7 @@ fn limits<'p>(policy: &'p RateLimitPolicy, settings: &'p Settings) -> impl Itera
         per: limit.per(),
         burst: limit.burst.unwrap_or(limit.requests),
         by: by(limit.by.as_ref()),
-        counts: policy::rule(
-            &authorization_policy::PolicyRule { from: limit.from.clone(), to: limit.to.clone() },
-            settings,
-        ),
+        counts: policy::rule(&limit.from, &limit.to, settings),
         headers: limit.headers.iter().map(header).collect(),
     })
 }

@@ -21,10 +21,10 @@ pub fn status(objects: &Objects, settings: &Settings, key: &ObjectKey) -> Option
             let found = Attachment {
                 errors: policy.spec.check(),
                 targets: &policy.spec.target_refs,
-                selector: None,
                 losing: traffic_losses(objects, policy),
                 unused: traffic_unused(policy),
                 overridden: overridden::overridden(objects, policy),
+                ..Attachment::default()
             };
             Some(attached(objects, &policy.metadata, found))
         }
@@ -34,9 +34,7 @@ pub fn status(objects: &Objects, settings: &Settings, key: &ObjectKey) -> Option
                 errors: policy.spec.check(),
                 targets: &policy.spec.target_refs,
                 selector: policy.spec.selector.as_ref(),
-                losing: Vec::new(),
-                unused: None,
-                overridden: Vec::new(),
+                ..Attachment::default()
             };
             Some(attached(objects, &policy.metadata, found))
         }
@@ -46,9 +44,7 @@ pub fn status(objects: &Objects, settings: &Settings, key: &ObjectKey) -> Option
                 errors: policy.spec.check(),
                 targets: &policy.spec.target_refs,
                 selector: policy.spec.selector.as_ref(),
-                losing: Vec::new(),
-                unused: None,
-                overridden: Vec::new(),
+                ..Attachment::default()
             };
             Some(attached(objects, &policy.metadata, found))
         }
@@ -59,8 +55,7 @@ pub fn status(objects: &Objects, settings: &Settings, key: &ObjectKey) -> Option
                 targets: &policy.spec.target_refs,
                 selector: policy.spec.selector.as_ref(),
                 losing: tls_losses(objects, settings, policy),
-                unused: None,
-                overridden: Vec::new(),
+                ..Attachment::default()
             };
             Some(attached(objects, &policy.metadata, found))
         }
@@ -158,6 +153,7 @@ fn resolved(unresolved: &[(Reason, String)], generation: i64) -> Condition {
 }
 
 /// What decides a policy's conditions.
+#[derive(Default)]
 struct Attachment<'p> {
     errors: Vec<FieldError>,
     targets: &'p [TargetRef],

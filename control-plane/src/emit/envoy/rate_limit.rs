@@ -33,7 +33,9 @@ use crate::model::route::HeaderValue;
 pub fn http_filters<'m>(limits: impl Iterator<Item = &'m RateLimit>) -> Vec<HttpFilter> {
     let filters = limits.enumerate().flat_map(|(index, limit)| {
         let prefix = format!("limit_{index}_");
-        [conditions(limit, &prefix), Some(bucket(limit, &prefix))]
+        let conditions = conditions(limit, &prefix);
+        let bucket = bucket(limit, conditions.is_some().then_some(prefix.as_str()));
+        [conditions, Some(bucket)]
     });
     filters.flatten().collect()
 }
@@ -48,10 +50,11 @@ fn conditions(limit: &RateLimit, prefix: &str) -> Option<HttpFilter> {
     Some(http::http_filter(RBAC, pb::any(&config)))
 }
 
-fn bucket(limit: &RateLimit, prefix: &str) -> HttpFilter {
+/// `found_under`: the prefix of what the RBAC filter before says, if there is one.
+fn bucket(limit: &RateLimit, found_under: Option<&str>) -> HttpFilter {
     let mut always = Descriptor::default();
     always.push(generic("all", "all"), "all", "all");
-    if !limit.counts.from.is_empty() || !limit.counts.to.is_empty() {
+    if let Some(prefix) = found_under {
         always.push(found(prefix), "counts", "allowed");
     }
     for (index, header) in limit.headers.iter().enumerate() {

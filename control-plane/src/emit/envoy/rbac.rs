@@ -64,15 +64,18 @@ pub fn counted(rule: &PolicyRule) -> Option<PbPolicy> {
     if rule.from.is_empty() && rule.to.is_empty() {
         return None;
     }
-    let principals = match rule.from.as_slice() {
-        [] => vec![any_id()],
-        from => from.iter().map(principal_of).collect(),
-    };
     let permissions = match rule.to.as_slice() {
         [] => vec![permission(PermissionRule::Any(true))],
         to => to.iter().map(|to| operation(to, Traffic::Http)).collect(),
     };
-    Some(PbPolicy { permissions, principals, ..PbPolicy::default() })
+    Some(PbPolicy { permissions, principals: principals(rule), ..PbPolicy::default() })
+}
+
+fn principals(rule: &PolicyRule) -> Vec<Principal> {
+    match rule.from.as_slice() {
+        [] => vec![any_id()],
+        from => from.iter().map(principal_of).collect(),
+    }
 }
 
 /// Whether any rule reads the path, so that it must be in normal form.
@@ -151,11 +154,7 @@ impl<'m> Phase<'m> {
     fn entries(&self, policy: &'m Policy, traffic: Traffic) -> Vec<(String, PbPolicy)> {
         let entries = policy.rules.iter().enumerate().filter_map(|(index, rule)| {
             let permissions = self.permissions(rule, traffic)?;
-            let principals = match rule.from.as_slice() {
-                [] => vec![any_id()],
-                from => from.iter().map(principal_of).collect(),
-            };
-            let entry = PbPolicy { permissions, principals, ..PbPolicy::default() };
+            let entry = PbPolicy { permissions, principals: principals(rule), ..PbPolicy::default() };
             Some((format!("{}#{index}", policy.name), entry))
         });
         entries.collect()
