@@ -1,10 +1,10 @@
 //! `FaultInjection`: what goes wrong on purpose, for rules of routes that name it.
 
-use http::{HeaderName, HeaderValue};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::required_header::RequiredHeader;
 use super::{Duration, FieldError, ObjectStatus};
 
 /// What goes wrong on purpose with the requests of a rule of an HTTPRoute or GRPCRoute, which names it among its filters:
@@ -40,7 +40,7 @@ pub struct FaultInjectionSpec {
     /// Headers that a request must have, each with this value; at most 16. Default: none, every request may be hit.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
-    pub headers: Vec<FaultHeader>,
+    pub headers: Vec<RequiredHeader>,
 }
 
 /// How requests are held up.
@@ -95,19 +95,6 @@ pub struct Fraction {
     pub denominator: Option<u32>,
 }
 
-/// A header that a request must have.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[schemars(inline)]
-pub struct FaultHeader {
-    /// Its name, whose case does not count; not `host`.
-    #[schemars(length(min = 1, max = 256))]
-    pub name: String,
-    /// Its whole value.
-    #[schemars(length(max = 4096))]
-    pub value: String,
-}
-
 impl FaultInjectionSpec {
     /// What cannot be meant.
     pub fn check(&self) -> Vec<FieldError> {
@@ -129,21 +116,7 @@ impl FaultInjectionSpec {
         }
         for (index, header) in self.headers.iter().enumerate() {
             let field = format!("spec.headers[{index}]");
-            if header.name.eq_ignore_ascii_case("host") {
-                let remedy = "name another header: a Service is told by its address";
-                found.push(FieldError::new(format!("{field}.name"), &header.name, remedy));
-            }
-            if HeaderName::from_bytes(header.name.as_bytes()).is_err() {
-                let remedy = "give a header's name: letters, digits and !#$%&'*+-.^_`|~ (RFC 9110 §5.1)";
-                found.push(FieldError::new(format!("{field}.name"), &header.name, remedy));
-            }
-            if HeaderValue::from_str(&header.value).is_err() {
-                found.push(FieldError::new(
-                    format!("{field}.value"),
-                    &header.value,
-                    "give visible ASCII (RFC 9110 §5.5)",
-                ));
-            }
+            header.check(&field, "name another header: a Service is told by its address", &mut found);
         }
         found
     }

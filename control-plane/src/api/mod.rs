@@ -12,6 +12,7 @@ pub mod health_check;
 pub mod load_balancing;
 pub mod mesh_tls_policy;
 pub mod rate_limit_policy;
+pub mod required_header;
 pub mod target;
 pub mod traffic_policy;
 pub mod workload;

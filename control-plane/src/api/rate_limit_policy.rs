@@ -1,11 +1,11 @@
 //! `RateLimitPolicy`: how many requests a workload takes.
 
-use http::{HeaderName, HeaderValue};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::authorization_policy::{self, Operation, Source};
+use super::required_header::{RequiredHeader, check_name};
 use super::{Duration, FieldError, ObjectStatus, Selector, TargetRef, target};
 
 /// How many requests workloads take. A request must be within every limit that counts it, of every policy; the server's sidecar
@@ -72,7 +72,7 @@ pub struct RateLimit {
     /// Headers that a request must have to count, each with this value; at most 16. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
-    pub headers: Vec<LimitHeader>,
+    pub headers: Vec<RequiredHeader>,
 }
 
 /// Of what each value has a bucket of its own; requests that have no value share one.
@@ -98,19 +98,6 @@ pub enum LimitByType {
     SourceIp,
     /// A header field.
     Header,
-}
-
-/// A header that a request must have.
-#[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[schemars(inline)]
-pub struct LimitHeader {
-    /// Its name, whose case does not count; not `host`.
-    #[schemars(length(min = 1, max = 256))]
-    pub name: String,
-    /// Its whole value.
-    #[schemars(length(max = 4096))]
-    pub value: String,
 }
 
 impl RateLimitPolicySpec {
@@ -153,11 +140,7 @@ impl RateLimit {
             found.push(FieldError::new(format!("{at}.headers"), format!("{} entries", self.headers.len()), remedy));
         }
         for (index, header) in self.headers.iter().enumerate() {
-            check_name(&format!("{at}.headers[{index}].name"), &header.name, found);
-            if HeaderValue::from_str(&header.value).is_err() {
-                let remedy = "give a header's value: visible characters and spaces (RFC 9110 §5.5)";
-                found.push(FieldError::new(format!("{at}.headers[{index}].value"), &header.value, remedy));
-            }
+            header.check(&format!("{at}.headers[{index}]"), NO_HOST, found);
         }
     }
 }
@@ -165,7 +148,7 @@ impl RateLimit {
 impl LimitBy {
     fn check(&self, field: &str, found: &mut Vec<FieldError>) {
         match (self.r#type, &self.name) {
-            (LimitByType::Header, Some(name)) => check_name(field, name, found),
+            (LimitByType::Header, Some(name)) => check_name(field, name, NO_HOST, found),
             (LimitByType::Header, None) => found.push(FieldError::new(field, "", "say which header, as x-user")),
             (LimitByType::Identity | LimitByType::SourceIp, Some(name)) => {
                 found.push(FieldError::new(field, name, "leave it out: only a Header has a name"));
@@ -175,16 +158,8 @@ impl LimitBy {
     }
 }
 
-fn check_name(field: &str, name: &str, found: &mut Vec<FieldError>) {
-    if name.eq_ignore_ascii_case("host") {
-        found.push(FieldError::new(field, name, "name another header: hosts stand in `to`"));
-    }
-    if HeaderName::from_bytes(name.as_bytes()).is_err() {
-        let remedy = "give a header's name: letters, digits and !#$%&'*+-.^_`|~ (RFC 9110 §5.1)";
-        found.push(FieldError::new(field, name, remedy));
-    }
-}
-
+/// Instead of the header `host`.
+const NO_HOST: &str = "name another header: hosts stand in `to`";
 /// As Istio's users write limits most: so many a second.
 pub const DEFAULT_PER: std::time::Duration = std::time::Duration::from_secs(1);
 /// Envoy fills no bucket more often.

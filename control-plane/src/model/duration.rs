@@ -1,4 +1,4 @@
-//! Durations in golden files: `2s`, `250ms`, never a struct of seconds and nanoseconds.
+//! Durations in golden files: `2s`, `250ms`, never a struct of seconds and nanoseconds; and in facts, as nanoseconds.
 
 use std::time::Duration;
 
@@ -12,6 +12,16 @@ pub fn text<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::
     } else {
         serializer.collect_str(&format_args!("{millis}ms"))
     }
+}
+
+/// Saturates after 584 years.
+pub fn nanos(value: Duration) -> u64 {
+    u64::try_from(value.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Writes nanoseconds, as a number.
+pub fn as_nanos<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(nanos(*value))
 }
 
 /// As [`text`], for a field that is skipped when absent.

@@ -6,7 +6,7 @@
 //! the units that are recomputed and published.
 
 pub mod cluster;
-mod duration;
+pub mod duration;
 pub mod endpoint;
 pub mod inbound;
 pub mod listener;

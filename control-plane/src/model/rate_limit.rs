@@ -19,7 +19,7 @@ pub struct RateLimit {
     /// So many requests come back within `per`, evenly; at least 1.
     pub requests: u32,
     /// In nanoseconds where it is written down; above 0.
-    #[serde(rename = "perNanos", serialize_with = "nanos")]
+    #[serde(rename = "perNanos", serialize_with = "super::duration::as_nanos")]
     pub per: Duration,
     /// So many requests at once; at least 1.
     pub burst: u32,
@@ -44,9 +44,4 @@ pub enum LimitBy {
     SourceIp,
     /// The header of this name, in lower case.
     Header(String),
-}
-
-/// Saturates after 584 years.
-fn nanos<S: serde::Serializer>(length: &Duration, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_u64(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX))
 }

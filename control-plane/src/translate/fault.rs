@@ -1,6 +1,7 @@
 //! FaultInjections that rules name among their filters.
 
 use crate::api::fault_injection::{self as api, FaultInjectionSpec};
+use crate::api::required_header::RequiredHeader;
 use crate::model::route::{Abort, AbortStatus, Delay, Fault, HeaderValue};
 
 /// What goes wrong, of a spec that can be meant.
@@ -11,7 +12,7 @@ pub(super) fn fault(spec: &FaultInjectionSpec) -> Fault {
             per_million: api::per_million(delay.percent, delay.fraction),
         }),
         abort: spec.abort.as_ref().and_then(abort),
-        headers: spec.headers.iter().map(header).collect(),
+        headers: spec.headers.iter().map(required_header).collect(),
     }
 }
 
@@ -21,6 +22,7 @@ fn abort(given: &api::Abort) -> Option<Abort> {
     Some(Abort { status, per_million: api::per_million(given.percent, given.fraction) })
 }
 
-fn header(given: &api::FaultHeader) -> HeaderValue {
+/// A header that a request must have, by its name in lower case.
+pub(super) fn required_header(given: &RequiredHeader) -> HeaderValue {
     HeaderValue { name: given.name.to_ascii_lowercase(), value: given.value.clone() }
 }

@@ -5,12 +5,11 @@
 use std::sync::Arc;
 
 use super::instance::Instance;
-use super::{Settings, policy};
+use super::{Settings, fault, policy};
 use crate::api::RateLimitPolicy;
 use crate::api::rate_limit_policy::{self as api, LimitByType};
 use crate::model::SourceRef;
 use crate::model::rate_limit::{LimitBy, RateLimit};
-use crate::model::route::HeaderValue;
 use crate::objects::{Objects, name_of, namespace_of};
 
 /// What holds on `port`; `None`: on the ports nobody speaks of.
@@ -48,7 +47,7 @@ fn limits<'p>(policy: &'p RateLimitPolicy, settings: &'p Settings) -> impl Itera
         burst: limit.burst.unwrap_or(limit.requests),
         by: by(limit.by.as_ref()),
         counts: policy::rule(&limit.from, &limit.to, settings),
-        headers: limit.headers.iter().map(header).collect(),
+        headers: limit.headers.iter().map(fault::required_header).collect(),
     })
 }
 
@@ -60,8 +59,4 @@ fn by(given: Option<&api::LimitBy>) -> LimitBy {
         Some(LimitByType::SourceIp) => LimitBy::SourceIp,
         Some(LimitByType::Header) => LimitBy::Header(name.to_ascii_lowercase()),
     }
-}
-
-fn header(given: &api::LimitHeader) -> HeaderValue {
-    HeaderValue { name: given.name.to_ascii_lowercase(), value: given.value.clone() }
 }

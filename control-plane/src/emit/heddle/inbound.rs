@@ -6,7 +6,6 @@
 //! would be a cluster of their own, and the rate limits, which would be filters of every connection manager.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::TrafficDirection;
 use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener};
@@ -17,6 +16,7 @@ use serde::Serialize;
 use super::rbac;
 use crate::emit::pb;
 use crate::model::cluster::Settings;
+use crate::model::duration::nanos;
 use crate::model::rate_limit::RateLimit;
 use crate::model::{
     Egress, InboundPort, Protocol, ServiceName, SourceRef, TlsMode, UpstreamHttp, Workload, WorkloadName,
@@ -114,9 +114,4 @@ fn settings(settings: &Settings) -> SettingsFacts {
         retry_budget_floor: settings.retry_budget.floor,
         upstream_http: settings.upstream_http,
     }
-}
-
-/// Saturates after 584 years.
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
