@@ -107,7 +107,8 @@ impl Netns {
         })
     }
 
-    /// Starts `command` inside the namespace, in a process group of its own.
+    /// Starts `command` inside the namespace, in a process group of its own. A child that asks for a signal at its
+    /// parent's death (`setpriv --pdeathsig`) gets it when this is dropped: keep it as long as the child.
     ///
     /// # Errors
     /// If the program cannot be started.

@@ -123,7 +123,9 @@ fn a_pods_token_brings_a_certificate_of_its_service_account() {
     let test = Shop::start(&cluster);
     let replica = test.account.start("a");
 
-    let agent = test.agent(&replica, "client", &test.token("client", "heddle"), &test.network("client"));
+    // What runs in a network ends with the handle to it.
+    let client = test.network("client");
+    let agent = test.agent(&replica, "client", &test.token("client", "heddle"), &client);
 
     let chain = eventually("a certificate", || std::fs::read_to_string(agent.directory.join("chain.pem")).ok());
     assert!(
