@@ -16,6 +16,7 @@ pub mod clients;
 pub mod cluster;
 pub mod envoy;
 pub mod gate;
+pub mod go;
 pub mod h2c;
 pub mod installed;
 pub mod live;

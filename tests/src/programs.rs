@@ -5,7 +5,7 @@
 //! language of whoever runs the tests.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,6 +33,13 @@ pub struct Program {
 }
 
 impl Program {
+    /// A command that runs a program that was built for the tests, as root.
+    pub fn built(path: &Path) -> Command {
+        let mut command = Command::new("setpriv");
+        command.env_clear().args(["--pdeathsig", "KILL", "--"]).arg(path);
+        command
+    }
+
     /// A command that runs it as root.
     pub fn command(self) -> Command {
         self.command_with(&[])

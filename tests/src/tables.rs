@@ -24,7 +24,7 @@ pub fn inbound(workload: &str, port: Port) -> Tables {
         ports: HashMap::new(),
         other_ports: Arc::new(port),
     };
-    Tables { inbound: Some(Arc::new(inbound)), outbound: HashMap::new() }
+    Tables { inbound: Some(Arc::new(inbound)), outbound: HashMap::new(), asked: HashMap::new() }
 }
 
 /// A port without policies.

@@ -20,7 +20,7 @@ use heddle_proxy::rate_limit::{Buckets, Rate};
 use heddle_proxy::tables::cluster::{Endpoint, Settings};
 use heddle_proxy::tables::listener::Protocol;
 use heddle_proxy::tables::policy::{Policy, PolicySet};
-use heddle_proxy::tables::rate_limit::{LimitBy, RateLimit};
+use heddle_proxy::tables::rate_limit::{Counter, LimitBy, Quota, RateLimit, RateLimitService, Unit};
 use heddle_proxy::tables::route::{Abort, AbortStatus, Fault, Route, RouteMatch, Rule};
 use heddle_proxy::tables::{Answer, Destination, Egress, Tables, TlsMode};
 use heddle_tests::pods::{MARK, Mesh, MeshPod};
@@ -65,7 +65,7 @@ fn seen(cause: Cause) -> Seen {
         | Cause::NoRoute
         | Cause::FaultInjected
         | Cause::InvalidBackend => Seen::Answered,
-        Cause::Denied | Cause::RateLimited => Seen::AnsweredInbound,
+        Cause::Denied | Cause::RateLimited | Cause::RateLimitUnavailable => Seen::AnsweredInbound,
         Cause::ProtocolError => Seen::AnsweredTo("GET /protocol_error HTTP/1.1\r\nHost: a\r\nHost: b\r\n"),
         Cause::AllEjected => Seen::AnsweredLater(false),
         Cause::ConfigUnavailable => Seen::AnsweredLater(true),
@@ -109,27 +109,45 @@ fn pods(mesh: &Mesh) -> Pods {
     let mut inbound = tables::inbound("server", tables::port(Protocol::Http, TlsMode::Strict));
     let known = Arc::get_mut(inbound.inbound.as_mut().unwrap()).unwrap();
     known.ports.insert(8080, port(PolicySet { deny: vec![deny], allow: vec![] }));
-    let limited =
-        heddle_proxy::tables::Port { rate_limits: vec![used_up()], ..tables::port(Protocol::Http, TlsMode::Strict) };
-    known.ports.insert(8070, Arc::new(limited));
+    for (port, counter) in [(8070, used_up()), (8071, unknown_service())] {
+        let rate_limits = vec![limit(counter)];
+        let limited = heddle_proxy::tables::Port { rate_limits, ..tables::port(Protocol::Http, TlsMode::Strict) };
+        known.ports.insert(port, Arc::new(limited));
+    }
     start(mesh, &mut server, inbound);
     let known = outbound(&server, &bare);
     start(mesh, &mut client, known);
     Pods { client, server, bare }
 }
 
-/// A limit that has no room for long.
-fn used_up() -> RateLimit {
+/// Has no room for long.
+fn used_up() -> Counter {
     let year = Duration::from_secs(365 * 24 * 3600);
     let buckets = Buckets::new(Rate::new(1, Duration::from_secs(3600), 1));
     buckets.take(None, year);
+    Counter::Local(Arc::new(buckets))
+}
+
+/// Never answers, and nothing may come in without.
+fn unknown_service() -> Counter {
+    let service = RateLimitService {
+        cluster: "shop/nobody/8081".into(),
+        authority: "nobody.shop".into(),
+        domain: "heddle".into(),
+        timeout: Duration::from_secs(1),
+        deny_on_failure: true,
+    };
+    Counter::Service(Arc::new(service), Quota { requests: 1, unit: Unit::Hour })
+}
+
+fn limit(counter: Counter) -> RateLimit {
     RateLimit {
         name: "shop/limit#0".into(),
         dry_run: false,
         by: LimitBy::Nothing,
         counts: Default::default(),
         headers: Vec::new(),
-        buckets: Arc::new(buckets),
+        counter,
     }
 }
 
@@ -230,6 +248,9 @@ fn outbound(server: &MeshPod, bare: &MeshPod) -> Tables {
             Cause::Undelivered => lead(&mut known, cause, meshed(8090, &server.spiffe_id()), settings(), |_| {}),
             Cause::Denied => lead(&mut known, cause, meshed(8080, &server.spiffe_id()), settings(), |_| {}),
             Cause::RateLimited => lead(&mut known, cause, meshed(8070, &server.spiffe_id()), settings(), |_| {}),
+            Cause::RateLimitUnavailable => {
+                lead(&mut known, cause, meshed(8071, &server.spiffe_id()), settings(), |_| {})
+            }
             Cause::UpstreamProtocolError => lead(&mut known, cause, plain(BABBLES), settings(), |_| {}),
             Cause::InvalidBackend => {
                 lead(&mut known, cause, vec![], settings(), |rule| rule.backends[0].cluster = None)

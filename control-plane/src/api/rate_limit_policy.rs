@@ -8,9 +8,13 @@ use super::authorization_policy::{self, Operation, Source};
 use super::required_header::{RequiredHeader, check_name};
 use super::{Duration, FieldError, ObjectStatus, Selector, TargetRef, target};
 
+mod service;
+
+pub use service::{OnFailure, RateLimitService};
+
 /// How many requests workloads take. A request must be within every limit that counts it, of every policy; the server's sidecar
-/// counts it after authorization, for each port of a workload by itself, and answers 429 (gRPC: `RESOURCE_EXHAUSTED`) to what is
-/// too much. Opaque connections have no requests: they are not limited.
+/// counts it after authorization, for each port of a workload by itself or, with `service`, for all workloads together, and answers
+/// 429 (gRPC: `RESOURCE_EXHAUSTED`) to what is too much. Opaque connections have no requests: they are not limited.
 #[derive(CustomResource, KubeSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "heddle.dev",
@@ -38,12 +42,16 @@ pub struct RateLimitPolicySpec {
     /// What would be refused is counted, never refused. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
+    /// Counts for all workloads together. Default: each sidecar counts by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<RateLimitService>,
     /// One after another, each must have room; 1 to 16.
     #[schemars(length(min = 1, max = 16))]
     pub limits: Vec<RateLimit>,
 }
 
-/// A token bucket: it holds `burst` requests, and `requests` come back within `per`, evenly.
+/// A token bucket: it holds `burst` requests, and `requests` come back within `per`, evenly. A service counts `requests` in each
+/// `per` anew instead, as its unit goes by.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[schemars(inline)]
@@ -51,10 +59,10 @@ pub struct RateLimit {
     /// So many requests, 1 to 1000000.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub requests: u32,
-    /// In so long, 50ms to 1h. Default: 1s.
+    /// In so long, 50ms to 1h; with `service` one of 1s, 1m, 1h, 24h. Default: 1s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per: Option<Duration>,
-    /// So many at once after a quiet time, 1 to 1000000. Default: as many as `requests`.
+    /// So many at once after a quiet time, 1 to 1000000; none with `service`. Default: as many as `requests`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub burst: Option<u32>,
@@ -109,8 +117,16 @@ impl RateLimitPolicySpec {
             let remedy = format!("give 1 to {MAX_LIMITS}: each is counted for every request");
             found.push(FieldError::new("spec.limits", format!("{} entries", self.limits.len()), remedy));
         }
+        if let Some(service) = &self.service {
+            service.check("spec.service", &mut found);
+        }
         for (index, limit) in self.limits.iter().enumerate() {
-            limit.check(&format!("spec.limits[{index}]"), &mut found);
+            let at = format!("spec.limits[{index}]");
+            match self.service {
+                Some(_) => limit.check_unit(&at, &mut found),
+                None => limit.check_length(&at, &mut found),
+            }
+            limit.check(&at, &mut found);
         }
         found
     }
@@ -122,14 +138,27 @@ impl RateLimit {
         self.per.map_or(DEFAULT_PER, Duration::get)
     }
 
+    fn check_length(&self, at: &str, found: &mut Vec<FieldError>) {
+        if let Some(per) = self.per.filter(|per| !(SHORTEST_PER..=LONGEST_PER).contains(&per.get())) {
+            found.push(FieldError::new(format!("{at}.per"), per, "give a length from 50ms to 1h"));
+        }
+    }
+
+    /// A service counts by units and knows no bursts.
+    fn check_unit(&self, at: &str, found: &mut Vec<FieldError>) {
+        if let Some(per) = self.per.filter(|per| !UNITS.contains(&per.get().as_secs_f64())) {
+            found.push(FieldError::new(format!("{at}.per"), per, "give 1s, 1m, 1h or 24h: a service counts by these"));
+        }
+        if let Some(burst) = self.burst {
+            found.push(FieldError::new(format!("{at}.burst"), burst, "leave it out: a service knows none"));
+        }
+    }
+
     fn check(&self, at: &str, found: &mut Vec<FieldError>) {
         for (name, value) in [("requests", Some(self.requests)), ("burst", self.burst)] {
             if let Some(value) = value.filter(|value| !(1..=MAX_REQUESTS).contains(value)) {
                 found.push(FieldError::new(format!("{at}.{name}"), value, format!("give 1 to {MAX_REQUESTS}")));
             }
-        }
-        if let Some(per) = self.per.filter(|per| !(SHORTEST_PER..=LONGEST_PER).contains(&per.get())) {
-            found.push(FieldError::new(format!("{at}.per"), per, "give a length from 50ms to 1h"));
         }
         if let Some(by) = &self.by {
             by.check(&format!("{at}.by.name"), found);
@@ -166,6 +195,8 @@ pub const DEFAULT_PER: std::time::Duration = std::time::Duration::from_secs(1);
 const SHORTEST_PER: std::time::Duration = std::time::Duration::from_millis(50);
 /// Chosen: what is counted over longer should outlive the sidecar.
 const LONGEST_PER: std::time::Duration = std::time::Duration::from_secs(3600);
+/// Seconds of the units of `envoy.type.v3.RateLimitUnit` that are of one length.
+const UNITS: [f64; 4] = [1.0, 60.0, 3_600.0, 86_400.0];
 /// Chosen: in the shortest time, still a whole number of nanoseconds for each.
 const MAX_REQUESTS: u32 = 1_000_000;
 /// Chosen: limits are walked for every request.
@@ -199,5 +230,22 @@ mod tests {
         assert_eq!(fields(by(LimitByType::Header, Some("x-user"))), Vec::<String>::new());
         assert_eq!(fields(RateLimit { from: vec![Source::default()], ..good }), ["spec.limits[0].from[0]"]);
         assert_eq!(RateLimitPolicySpec::default().check()[0].field, "spec.limits");
+    }
+
+    #[test]
+    fn a_service_counts_by_units_and_knows_no_bursts() {
+        let of = |limit: RateLimit, service: RateLimitService| {
+            let spec =
+                RateLimitPolicySpec { limits: vec![limit], service: Some(service), ..RateLimitPolicySpec::default() };
+            spec.check().into_iter().map(|error| error.field).collect::<Vec<_>>()
+        };
+        let service = RateLimitService { name: "ratelimit".into(), port: 8081, ..RateLimitService::default() };
+        let per = |length: &str| Some(length.parse::<Duration>().unwrap());
+        let day = RateLimit { requests: 10, per: per("24h"), ..RateLimit::default() };
+        assert_eq!(of(day.clone(), service.clone()), Vec::<String>::new());
+        let odd = RateLimit { per: per("7s"), burst: Some(3), ..day.clone() };
+        assert_eq!(of(odd, service.clone()), ["spec.limits[0].per", "spec.limits[0].burst"]);
+        let nowhere = RateLimitService { port: 0, timeout: per("1m"), domain: Some(String::new()), ..service };
+        assert_eq!(of(day, nowhere), ["spec.service.port", "spec.service.domain", "spec.service.timeout"]);
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::name::ResourceName;
 use super::policy::PolicyRule;
 use super::route::HeaderValue;
 
@@ -16,6 +17,9 @@ pub struct RateLimit {
     pub name: Arc<str>,
     /// Counted, never enforced.
     pub dry_run: bool,
+    /// Who counts; `None`: each sidecar by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<Arc<RateLimitService>>,
     /// So many requests come back within `per`, evenly; at least 1.
     pub requests: u32,
     /// In nanoseconds where it is written down; above 0.
@@ -30,6 +34,35 @@ pub struct RateLimit {
     /// Headers that a request must have to count; names in lower case.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<HeaderValue>,
+}
+
+impl RateLimit {
+    /// The length as a service knows it (`envoy.type.v3.RateLimitUnit`).
+    pub fn unit(&self) -> &'static str {
+        match self.per.as_secs() {
+            0..60 => "SECOND",
+            60..3_600 => "MINUTE",
+            3_600..86_400 => "HOUR",
+            86_400.. => "DAY",
+        }
+    }
+}
+
+/// A service that counts for all workloads together (`envoy.service.ratelimit.v3`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimitService {
+    /// Where it is; perhaps no such cluster exists.
+    pub cluster: ResourceName,
+    /// The host it is asked as.
+    pub authority: String,
+    /// What it keeps these limits under.
+    pub domain: String,
+    /// How long a request waits for it; in nanoseconds where it is written down.
+    #[serde(rename = "timeoutNanos", serialize_with = "super::duration::as_nanos")]
+    pub timeout: Duration,
+    /// Whether a request is refused that it did not count.
+    pub deny_on_failure: bool,
 }
 
 /// Of what each value has a bucket of its own; requests that have no value share one.

@@ -11,6 +11,7 @@ pub(super) struct Index {
     parents: Names,
     backends: Names,
     slices: Names,
+    counting: Names,
 }
 
 type Names = Arc<BTreeMap<(String, String), BTreeSet<ObjectKey>>>;
@@ -46,6 +47,11 @@ impl Index {
         named(&self.slices, namespace, service)
     }
 
+    /// RateLimitPolicies that let it count.
+    pub(super) fn counted_by(&self, namespace: &str, service: &str) -> impl Iterator<Item = &ObjectKey> {
+        named(&self.counting, namespace, service)
+    }
+
     fn each(&mut self, object: &Object, mut change: impl FnMut(&mut Names, (String, String), ObjectKey)) {
         let owned = |(namespace, name): (&str, &str)| (namespace.to_owned(), name.to_owned());
         match object {
@@ -64,6 +70,12 @@ impl Index {
                     change(&mut self.slices, name, object.key());
                 }
             }
+            Object::RateLimitPolicy(policy) => {
+                if let Some(service) = &policy.spec.service {
+                    let namespace = service.namespace.as_deref().unwrap_or(namespace_of(&policy.metadata));
+                    change(&mut self.counting, owned((namespace, &service.name)), object.key());
+                }
+            }
             Object::Namespace(_)
             | Object::ServiceAccount(_)
             | Object::Service(_)
@@ -73,7 +85,6 @@ impl Index {
             | Object::TrafficPolicy(_)
             | Object::FaultInjection(_)
             | Object::AuthorizationPolicy(_)
-            | Object::RateLimitPolicy(_)
             | Object::MeshTlsPolicy(_) => {}
         }
     }

@@ -69,6 +69,8 @@ impl Reach<'_> {
                 to.iter().for_each(|route| self.route(route));
                 let of: Vec<_> = self.objects.index.routes_of(namespace, name).cloned().collect();
                 of.iter().for_each(|route| self.route(route));
+                let limits = self.objects.index.counted_by(namespace, name).cloned();
+                self.touched.statuses.extend(limits);
             }
             Object::Pod(pod) => {
                 self.selecting(&pod.metadata, &pod.addresses);

@@ -5,12 +5,15 @@
 use std::sync::Arc;
 
 use super::instance::Instance;
+use super::service::{is_external, tcp_ports};
 use super::{Settings, fault, policy};
 use crate::api::RateLimitPolicy;
-use crate::api::rate_limit_policy::{self as api, LimitByType};
+use crate::api::rate_limit_policy::{self as api, LimitByType, OnFailure};
 use crate::model::SourceRef;
-use crate::model::rate_limit::{LimitBy, RateLimit};
+use crate::model::rate_limit::{LimitBy, RateLimit, RateLimitService};
+use crate::model::{Protocol, ResourceName, ServiceName};
 use crate::objects::{Objects, name_of, namespace_of};
+use crate::status::Reason;
 
 /// What holds on `port`; `None`: on the ports nobody speaks of.
 pub(super) fn in_force(
@@ -37,11 +40,59 @@ fn applies(objects: &Objects, policy: &RateLimitPolicy, instance: &Instance, por
     spec.check().is_empty() && policy::attached(objects, spec.selector.as_ref(), &spec.target_refs, instance, port)
 }
 
+/// Why the service of a policy may not answer its questions.
+pub(super) fn unresolved(objects: &Objects, policy: &RateLimitPolicy) -> Option<(Reason, String)> {
+    let given = policy.spec.service.as_ref()?;
+    let name = counting_service(policy, given);
+    let Some(service) = objects.services.get(&name.namespace, &name.name).filter(|service| !is_external(service))
+    else {
+        return Some((
+            Reason::BackendNotFound,
+            format!("spec.service: Service {name} does not exist, or is an ExternalName"),
+        ));
+    };
+    let ports = tcp_ports(service);
+    let Some(port) = ports.iter().find(|port| port.number == given.port) else {
+        let has: Vec<_> = ports.iter().map(|port| port.number.to_string()).collect();
+        let text = format!(
+            "spec.service.port: {} of Service {name}: name one of its TCP ports: {}",
+            given.port,
+            has.join(", ")
+        );
+        return Some((Reason::BackendNotFound, text));
+    };
+    (port.declared != Protocol::Http2).then(|| {
+        let text = format!(
+            "spec.service.port: {} of Service {name} is not declared HTTP/2: give it appProtocol grpc",
+            given.port
+        );
+        (Reason::UnsupportedProtocol, text)
+    })
+}
+
+fn counting_service(policy: &RateLimitPolicy, given: &api::RateLimitService) -> ServiceName {
+    ServiceName::new(given.namespace.as_deref().unwrap_or(namespace_of(&policy.metadata)), &given.name)
+}
+
+fn service(policy: &RateLimitPolicy) -> Option<Arc<RateLimitService>> {
+    let given = policy.spec.service.as_ref()?;
+    let name = counting_service(policy, given);
+    Some(Arc::new(RateLimitService {
+        cluster: ResourceName::service_port(&name, given.port),
+        authority: format!("{}.{}", name.name, name.namespace),
+        domain: given.domain().to_owned(),
+        timeout: given.timeout(),
+        deny_on_failure: given.on_failure == Some(OnFailure::Deny),
+    }))
+}
+
 fn limits<'p>(policy: &'p RateLimitPolicy, settings: &'p Settings) -> impl Iterator<Item = RateLimit> + use<'p> {
     let (namespace, name) = (namespace_of(&policy.metadata), name_of(&policy.metadata));
+    let service = service(policy);
     policy.spec.limits.iter().enumerate().map(move |(index, limit)| RateLimit {
         name: format!("{namespace}/{name}#{index}").into(),
         dry_run: policy.spec.dry_run,
+        service: service.clone(),
         requests: limit.requests,
         per: limit.per(),
         burst: limit.burst.unwrap_or(limit.requests),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{Settings, accept, age, instance, overridden, rule, server_name, tls, traffic};
+use super::{Settings, accept, age, instance, overridden, rate_limit, rule, server_name, tls, traffic};
 use crate::api::{FieldError, Selector, TargetRef};
 use crate::model::ServiceName;
 use crate::objects::{Kind, ObjectKey, Objects, Route, name_of, namespace_of};
@@ -43,6 +43,8 @@ pub fn status(objects: &Objects, settings: &Settings, key: &ObjectKey) -> Option
             let found = Attachment {
                 errors: policy.spec.check(),
                 targets: &policy.spec.target_refs,
+                names: policy.spec.service.is_some(),
+                unresolved: rate_limit::unresolved(objects, policy),
                 selector: policy.spec.selector.as_ref(),
                 ..Attachment::default()
             };
@@ -158,6 +160,10 @@ struct Attachment<'p> {
     errors: Vec<FieldError>,
     targets: &'p [TargetRef],
     selector: Option<&'p Selector>,
+    /// Whether it names objects beside its targets.
+    names: bool,
+    /// Why one of these is of no use.
+    unresolved: Option<(Reason, String)>,
     /// Targets at which another policy wins, each with that policy's name.
     losing: Vec<(String, String)>,
     /// Fields that have no meaning for the targets.
@@ -209,13 +215,12 @@ fn attached(objects: &Objects, metadata: &ObjectMeta, found: Attachment<'_>) -> 
         let text = overriding(&found.overridden);
         conditions.push(Condition::new(ConditionType::Overridden, true, Reason::Overridden, text, generation));
     }
-    if !found.targets.is_empty() {
-        conditions.push(if missing.is_empty() {
-            resolved(&[], generation)
-        } else {
-            let text = format!("in namespace {namespace} there is no {}", missing.join(", no "));
-            Condition::new(ConditionType::ResolvedRefs, false, Reason::TargetNotFound, text, generation)
+    if !found.targets.is_empty() || found.names {
+        let missing = (!missing.is_empty()).then(|| {
+            (Reason::TargetNotFound, format!("in namespace {namespace} there is no {}", missing.join(", no ")))
         });
+        let unresolved: Vec<_> = missing.into_iter().chain(found.unresolved).collect();
+        conditions.push(resolved(&unresolved, generation));
     }
     Status::Object(ObjectStatus { conditions })
 }

@@ -206,6 +206,8 @@ pub enum RequestBody {
     Replay(ReplayReader),
     /// A copy of another request's.
     Copy(Tap),
+    /// Of the sidecar's own, there as a whole.
+    Full(Option<Bytes>),
 }
 
 /// Octets of a request body that were read, shared with the request's record.
@@ -227,6 +229,7 @@ impl http_body::Body for RequestBody {
             }
             Self::Replay(reader) => reader.poll_frame(cx),
             Self::Copy(tap) => Pin::new(tap).poll_frame(cx),
+            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
@@ -236,6 +239,7 @@ impl http_body::Body for RequestBody {
             Self::Once(incoming, ..) => incoming.is_end_stream(),
             Self::Replay(reader) => reader.is_end_stream(),
             Self::Copy(tap) => tap.is_end_stream(),
+            Self::Full(bytes) => bytes.is_none(),
         }
     }
 
@@ -245,6 +249,7 @@ impl http_body::Body for RequestBody {
             Self::Once(incoming, ..) => incoming.size_hint(),
             Self::Replay(reader) => reader.replay.borrow().size_hint,
             Self::Copy(tap) => tap.size_hint(),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
         }
     }
 }

@@ -49,6 +49,8 @@ pub enum Cause {
     Denied,
     /// A rate limit was reached.
     RateLimited,
+    /// The service that counts for a rate limit did not answer.
+    RateLimitUnavailable,
     /// A FaultInjection said so.
     FaultInjected,
     /// The client's request breaks the protocol.
@@ -84,7 +86,7 @@ pub enum Fault {
 
 impl Cause {
     /// Every cause, once.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::ConnectRefused,
         Self::ConnectTimeout,
         Self::TlsFailure,
@@ -100,6 +102,7 @@ impl Cause {
         Self::TlsRequired,
         Self::Denied,
         Self::RateLimited,
+        Self::RateLimitUnavailable,
         Self::FaultInjected,
         Self::ProtocolError,
         Self::UpstreamProtocolError,
@@ -152,6 +155,7 @@ impl Cause {
             | Self::TlsRequired
             | Self::Denied
             | Self::RateLimited
+            | Self::RateLimitUnavailable
             | Self::FaultInjected
             | Self::ProtocolError
             | Self::UpstreamProtocolError
@@ -184,6 +188,7 @@ impl Cause {
             Self::TlsRequired => ("tls_required", StatusCode::FORBIDDEN, PERMISSION_DENIED, Configuration, "the port is STRICT and the caller has no sidecar; see MeshTLSPolicy"),
             Self::Denied => ("denied", StatusCode::FORBIDDEN, PERMISSION_DENIED, Configuration, "an AuthorizationPolicy does not allow this caller"),
             Self::RateLimited => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, RESOURCE_EXHAUSTED, Configuration, "a RateLimitPolicy of the workload has no room for it; try again after Retry-After"),
+            Self::RateLimitUnavailable => ("rate_limit_unavailable", StatusCode::INTERNAL_SERVER_ERROR, UNAVAILABLE, Configuration, "the service of a RateLimitPolicy did not answer, and its onFailure is Deny; see heddle_rate_limit_asked_total"),
             Self::FaultInjected => ("fault_injected", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Configuration, "a FaultInjection of the route says so"),
             Self::ProtocolError => ("protocol_error", StatusCode::BAD_REQUEST, INTERNAL, Downstream, "the request is not valid HTTP"),
             Self::UpstreamProtocolError => ("upstream_protocol_error", StatusCode::BAD_GATEWAY, INTERNAL, Upstream, "the application's response is not valid HTTP"),

@@ -1,6 +1,10 @@
-//! Requests that are too many: rate limits of the port, one after another, once it is known who asks.
+//! Requests that are too many: rate limits of the port, once it is known who asks. What this process counts comes first, so that a
+//! service is not asked about what is refused anyway.
+
+mod service;
 
 use std::borrow::Cow;
+use std::rc::Rc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Response, header};
@@ -9,22 +13,28 @@ use super::body::Body;
 use super::error::{self, Cause};
 use super::route;
 use crate::authz::{self, Facts};
-use crate::metrics::RateLimits;
 use crate::rate_limit::Room;
-use crate::tables::rate_limit::{LimitBy, RateLimit};
+use crate::tables::rate_limit::{Counter, LimitBy, RateLimit};
+use crate::worker::Worker;
 
-/// The answer, if a limit has no room for the request, at `now` after the process began. What earlier limits gave is not given
-/// back: a client that is held back by one should not be let off the others.
-pub fn refuse(
+/// The answer, and why, if a limit has no room for the request. What earlier limits gave is not given back: a client that is held
+/// back by one should not be let off the others.
+pub async fn refuse(
+    worker: &Rc<Worker>,
     limits: &[RateLimit],
     facts: &Facts<'_>,
     headers: &HeaderMap,
     grpc: bool,
-    now: Duration,
-    count: &RateLimits,
-) -> Option<Response<Body>> {
+) -> Option<(Cause, Response<Body>)> {
+    let count = &worker.shared.metrics.rate_limits;
+    let mut asking = false;
     for limit in limits.iter().filter(|limit| is_counted(limit, facts, headers)) {
-        let (room, crowded) = limit.buckets.take(value(&limit.by, facts, headers).as_deref(), now);
+        let Counter::Local(buckets) = &limit.counter else {
+            asking = true;
+            continue;
+        };
+        let value = value(&limit.by, facts, headers);
+        let (room, crowded) = buckets.take(value.as_deref(), worker.shared.started.elapsed());
         if crowded {
             count.crowded();
         }
@@ -33,11 +43,11 @@ pub fn refuse(
             Room::After(_) if limit.dry_run => count.would_refuse(&limit.name),
             Room::After(wait) => {
                 count.refused(&limit.name);
-                return Some(answer(wait, grpc));
+                return Some((Cause::RateLimited, answer(wait, grpc)));
             }
         }
     }
-    None
+    if asking { service::refuse(worker, limits, facts, headers, grpc).await } else { None }
 }
 
 fn is_counted(limit: &RateLimit, facts: &Facts<'_>, headers: &HeaderMap) -> bool {

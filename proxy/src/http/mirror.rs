@@ -77,7 +77,7 @@ async fn exchange(
         session: None,
         hash: None,
     };
-    let (response, lease) = attempt::send(&target, Source::copy(head, body), |_| {}).await?;
+    let (response, lease) = attempt::send(&target, Source::own(head, body), |_| {}).await?;
     let mut body = response.into_body();
     while let Some(frame) = body.frame().await {
         if frame.is_err() {

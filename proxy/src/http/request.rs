@@ -309,8 +309,8 @@ async fn serve_inbound(
     record: &mut Record,
 ) -> Result<Reply, Error> {
     record.destination(inbound.application.service.as_ref());
-    if let Some(refusal) = admit(connection, inbound, &head, record.grpc)? {
-        return Ok(Reply::Own(refusal, Some(Cause::RateLimited)));
+    if let Some((cause, refusal)) = admit(connection, inbound, &head, record.grpc).await? {
+        return Ok(Reply::Own(refusal, Some(cause)));
     }
     identity::tell(&mut head.headers, inbound.forwarded_client_cert.as_ref());
     let target = Target {
@@ -328,23 +328,28 @@ async fn serve_inbound(
 }
 
 /// Asks the policies that are in force for this request; the answer to one that is too much.
-fn admit(
+async fn admit(
     connection: &Connection,
     inbound: &Inbound,
     head: &Parts,
     grpc: bool,
-) -> Result<Option<Response<Body>>, Error> {
-    let shared = &connection.worker.shared;
-    let tables = shared.tables.load();
-    let Some(in_force) = &tables.inbound else { return Err(Cause::ConfigUnavailable.into()) };
-    let in_force = in_force.port(connection.original_dst.port());
-    if in_force.policies.is_empty() && in_force.rate_limits.is_empty() {
-        return Ok(None);
-    }
-    let facts = facts(connection, inbound, head);
-    authorize(connection, &in_force.policies, &facts)?;
-    let now = shared.started.elapsed();
-    Ok(limit::refuse(&in_force.rate_limits, &facts, &head.headers, grpc, now, &shared.metrics.rate_limits))
+) -> Result<Option<(Cause, Response<Body>)>, Error> {
+    let worker = &connection.worker;
+    let (facts, in_force) = {
+        let tables = worker.shared.tables.load();
+        let Some(in_force) = &tables.inbound else { return Err(Cause::ConfigUnavailable.into()) };
+        let in_force = in_force.port(connection.original_dst.port());
+        if in_force.policies.is_empty() && in_force.rate_limits.is_empty() {
+            return Ok(None);
+        }
+        let facts = facts(connection, inbound, head);
+        authorize(connection, &in_force.policies, &facts)?;
+        if in_force.rate_limits.is_empty() {
+            return Ok(None);
+        }
+        (facts, in_force.clone())
+    };
+    Ok(limit::refuse(worker, &in_force.rate_limits, &facts, &head.headers, grpc).await)
 }
 
 /// What policies know of a request.

@@ -48,8 +48,8 @@ impl Source {
         Self { head: Some(head), body, progress: counter, broken, idempotent, keep }
     }
 
-    /// A copy of a request, which is sent again only if nothing of it was.
-    pub fn copy(head: Parts, body: RequestBody) -> Self {
+    /// A request of the sidecar's own, or a copy of another; it is sent again only if nothing of it was.
+    pub fn own(head: Parts, body: RequestBody) -> Self {
         let body = if let RequestBody::Empty = body { SourceBody::Empty } else { SourceBody::Once(Some(body)) };
         let (progress, broken) = (Counter::default(), Broken::default());
         Self { head: Some(head), body, progress, broken, idempotent: false, keep: false }

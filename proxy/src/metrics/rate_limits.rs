@@ -7,6 +7,7 @@ pub struct RateLimits {
     decisions: IntCounterVec,
     allowed: IntCounter,
     crowded: IntCounter,
+    asked: IntCounterVec,
 }
 
 impl RateLimits {
@@ -20,8 +21,12 @@ impl RateLimits {
         let help = "Requests that shared a bucket because a limit had too many values.";
         let crowded = IntCounter::new("heddle_rate_limit_crowded_total", help)?;
         registry.register(Box::new(decisions.clone()))?;
+        let help = "Questions to services of RateLimitPolicies, by cluster and what came of them.";
+        let asked =
+            IntCounterVec::new(Opts::new("heddle_rate_limit_asked_total", help), &["upstream_cluster", "outcome"])?;
         registry.register(Box::new(crowded.clone()))?;
-        Ok(Self { allowed: decisions.with_label_values(&["allow", ""]), decisions, crowded })
+        registry.register(Box::new(asked.clone()))?;
+        Ok(Self { allowed: decisions.with_label_values(&["allow", ""]), decisions, crowded, asked })
     }
 
     /// There was room.
@@ -37,6 +42,11 @@ impl RateLimits {
     /// There was none at `limit`, which is in dry run.
     pub fn would_refuse(&self, limit: &str) {
         self.decisions.with_label_values(&["would_deny", limit]).inc();
+    }
+
+    /// A service was asked: `answered`, or the name of what went wrong.
+    pub fn asked(&self, cluster: &str, outcome: &str) {
+        self.asked.with_label_values(&[cluster, outcome]).inc();
     }
 
     /// A value had no bucket of its own.

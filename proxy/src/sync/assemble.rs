@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   listener ──names──► route table ──names──► cluster = settings (CDS) + endpoints (EDS)
-//!       └─────────────────names (opaque bytes)────┘
+//!       └─────────────────names (opaque bytes)────┤
+//!   inbound ──────────────names (what it asks)────┘
 //! ```
 //!
 //! Rules:
@@ -16,6 +17,7 @@
 //!   something in force leads to it: the control plane tells of the change that makes it superfluous first.
 //! - What no listener leads to is dropped and unsubscribed. A destination is dropped after [`UNUSED_KNOWN`] without
 //!   use, one that does not exist or was never answered after [`UNUSED_UNKNOWN`].
+//! - `inbound` is in force at once: what its clusters should be asked before they are there is not answered.
 //! - `inbound` is always subscribed to, and kept even if the control plane says that there is none: policies do not
 //!   end because an object was deleted under a running pod.
 
@@ -172,7 +174,11 @@ impl Core {
             let (_, answer) = wanted.live.as_ref()?;
             Some((*address, Destination { answer: answer.clone(), seen: wanted.seen.clone() }))
         });
-        Some(Tables { inbound: self.inbound.clone(), outbound: outbound.collect() })
+        let asked = self.inbound.iter().flat_map(|inbound| inbound.clusters()).filter_map(|name| {
+            let live = self.clusters.get(name)?.live.clone()?;
+            Some((name.clone(), live))
+        });
+        Some(Tables { inbound: self.inbound.clone(), outbound: outbound.collect(), asked: asked.collect() })
     }
 
     /// Reads one resource. True if it is in force with that.
@@ -186,6 +192,7 @@ impl Core {
                 }
                 self.inbound = Some(Arc::new(parsed));
                 self.unpublished = true;
+                self.redrawn = true;
                 return Ok(true);
             }
             Kind::Listener => {
@@ -284,7 +291,7 @@ impl Core {
     fn wanted(&self) -> BTreeSet<(Kind, Arc<str>)> {
         let mut wanted = BTreeSet::from([(Kind::Listener, Arc::from(INBOUND))]);
         let mut routes: HashSet<&Arc<str>> = HashSet::new();
-        let mut clusters: HashSet<&Arc<str>> = HashSet::new();
+        let mut clusters: HashSet<&Arc<str>> = self.inbound.iter().flat_map(|inbound| inbound.clusters()).collect();
         for destination in self.destinations.values() {
             wanted.insert((Kind::Listener, destination.name.clone()));
             let live = destination.live.as_ref().and_then(|(parsed, _)| parsed.as_ref());

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::read::{Error, Within, at_most};
 use crate::rate_limit::{Buckets, Rate};
 use crate::tables::policy::Rule;
-use crate::tables::rate_limit::{LimitBy, RateLimit};
+use crate::tables::rate_limit::{Counter, LimitBy, Quota, RateLimit, RateLimitService, Unit};
 use crate::tables::route::StringMatch;
 
 #[derive(Deserialize)]
@@ -20,10 +20,22 @@ pub(super) struct Facts {
     requests: u32,
     per_nanos: u64,
     burst: u32,
+    /// Control planes before 0.2 know none.
+    service: Option<ServiceFact>,
     by: ByFact,
     counts: Rule,
     #[serde(default)]
     headers: Vec<HeaderFact>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ServiceFact {
+    cluster: Arc<str>,
+    authority: Arc<str>,
+    domain: Arc<str>,
+    timeout_nanos: u64,
+    deny_on_failure: bool,
 }
 
 #[derive(Deserialize)]
@@ -55,6 +67,7 @@ fn limit(facts: Facts) -> Result<RateLimit, Error> {
     at_most("counts.from", &facts.counts.from, MAX_VALUES)?;
     at_most("counts.to", &facts.counts.to, MAX_VALUES)?;
     at_most("headers", &facts.headers, MAX_VALUES)?;
+    let per = Duration::from_nanos(facts.per_nanos);
     let by = match facts.by {
         ByFact::Nothing => LimitBy::Nothing,
         ByFact::Identity => LimitBy::Identity,
@@ -71,7 +84,29 @@ fn limit(facts: Facts) -> Result<RateLimit, Error> {
         by,
         counts: facts.counts,
         headers: headers.collect::<Result<_, Error>>()?,
-        buckets: Arc::new(Buckets::new(Rate::new(facts.requests, Duration::from_nanos(facts.per_nanos), facts.burst))),
+        counter: match facts.service {
+            None => Counter::Local(Arc::new(Buckets::new(Rate::new(facts.requests, per, facts.burst)))),
+            Some(service) => {
+                let unit =
+                    Unit::of(per).ok_or_else(|| Error::new("perNanos", "is no unit that a service counts by"))?;
+                Counter::Service(Arc::new(counting(service)?), Quota { requests: facts.requests, unit })
+            }
+        },
+    })
+}
+
+fn counting(facts: ServiceFact) -> Result<RateLimitService, Error> {
+    for (field, empty) in [("cluster", facts.cluster.is_empty()), ("authority", facts.authority.is_empty())] {
+        if empty {
+            return Err(Error::new(&format!("service.{field}"), "is empty"));
+        }
+    }
+    Ok(RateLimitService {
+        cluster: facts.cluster,
+        authority: facts.authority,
+        domain: facts.domain,
+        timeout: Duration::from_nanos(facts.timeout_nanos),
+        deny_on_failure: facts.deny_on_failure,
     })
 }
 

@@ -10,7 +10,7 @@ use super::ServiceName;
 use super::cluster::Settings;
 use super::listener::Protocol;
 use super::policy::PolicySet;
-use super::rate_limit::RateLimit;
+use super::rate_limit::{Counter, RateLimit};
 
 /// The `inbound` resource of one workload.
 #[derive(Debug)]
@@ -31,6 +31,15 @@ impl Inbound {
     /// What holds for the application's port `port`.
     pub fn port(&self, port: u16) -> &Arc<Port> {
         self.ports.get(&port).unwrap_or(&self.other_ports)
+    }
+
+    /// Names of the clusters that are asked whether requests may come in.
+    pub fn clusters(&self) -> impl Iterator<Item = &Arc<str>> {
+        let limits = self.ports.values().chain([&self.other_ports]).flat_map(|port| &port.rate_limits);
+        limits.filter_map(|limit| match &limit.counter {
+            Counter::Service(service, _) => Some(&service.cluster),
+            Counter::Local(_) => None,
+        })
     }
 
     /// Goes on counting requests where `before` is.

@@ -33,6 +33,8 @@ pub struct Tables {
     pub inbound: Option<Arc<Inbound>>,
     /// What is known of each original destination that was asked for. No entry: not asked, or not answered yet.
     pub outbound: HashMap<SocketAddr, Destination>,
+    /// Clusters that `inbound` names, as far as they are known.
+    pub asked: HashMap<Arc<str>, Arc<Cluster>>,
 }
 
 impl Tables {
@@ -42,7 +44,8 @@ impl Tables {
             Answer::Exists(listener) => Some(listener),
             Answer::DoesNotExist => None,
         });
-        let mut by_name = std::collections::BTreeMap::new();
+        let asked = self.asked.iter().map(|(name, cluster)| (name.clone(), cluster.clone()));
+        let mut by_name: std::collections::BTreeMap<_, _> = asked.collect();
         for listener in listeners {
             let rules = listener.http.iter().flat_map(|table| &table.routes).map(|route| &route.rule);
             for cluster in

@@ -108,6 +108,7 @@ pub fn resources(model: &Model, workload: &Workload, settings: &Settings) -> BTr
     outbound::emit(model, workload, settings, &mut out);
     if let Some(inbound) = &workload.inbound {
         inbound::emit(workload, inbound, settings, &mut out);
+        rate_limit::clusters(inbound, &mut out);
     }
     out.resources.into_iter().map(|(kind, named)| (kind, named.into_values().collect())).collect()
 }

@@ -24,6 +24,7 @@ use ipnet::IpNet;
 use super::path::quote;
 use super::{chain, http};
 use crate::emit::pb;
+use crate::model::route::HeaderValue;
 use crate::model::{InboundPort, Operation, Policy, PolicyRule, PolicySet, Principals, TextMatch};
 
 /// The filters for requests.
@@ -59,16 +60,15 @@ pub fn network_filters(policies: &PolicySet) -> Vec<Filter> {
     filters.collect()
 }
 
-/// A rule that says which requests are counted; `None`: all are.
-pub fn counted(rule: &PolicyRule) -> Option<PbPolicy> {
-    if rule.from.is_empty() && rule.to.is_empty() {
+/// A rule that says which requests are counted, of those that have all of `headers`; `None`: all are.
+pub fn counted(rule: &PolicyRule, headers: &[HeaderValue]) -> Option<PbPolicy> {
+    if rule.from.is_empty() && rule.to.is_empty() && headers.is_empty() {
         return None;
     }
-    let permissions = match rule.to.as_slice() {
-        [] => vec![permission(PermissionRule::Any(true))],
-        to => to.iter().map(|to| operation(to, Traffic::Http)).collect(),
-    };
-    Some(PbPolicy { permissions, principals: principals(rule), ..PbPolicy::default() })
+    let mut all = Vec::new();
+    condition(&mut all, &rule.to, &[], |to| operation(to, Traffic::Http));
+    all.extend(headers.iter().map(|wanted| header(&wanted.name, pb::text(MatchPattern::Exact(wanted.value.clone())))));
+    Some(PbPolicy { permissions: vec![and(all)], principals: principals(rule), ..PbPolicy::default() })
 }
 
 fn principals(rule: &PolicyRule) -> Vec<Principal> {

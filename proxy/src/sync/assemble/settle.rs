@@ -10,12 +10,14 @@ use crate::sync::counts::count;
 use crate::sync::{listener, route};
 use crate::tables::listener::{Opaque, ServerNames, Share, Shares};
 use crate::tables::route::{Backend, Route, RouteMatch, Rule};
-use crate::tables::{Answer, Listener, Millis, RouteTable};
+use crate::tables::{Answer, Inbound, Listener, Millis, RouteTable};
 
 impl Core {
     /// Puts in force what can be. From the bottom up, so that one pass is enough.
     pub(super) fn settle(&mut self, now: Millis) {
         let mut clusters = self.settle_clusters();
+        let asked = |inbound: &Arc<Inbound>| inbound.clusters().any(|name| clusters.contains(name));
+        self.unpublished |= self.inbound.as_ref().is_some_and(asked);
         let ready = self.ready_routes(now);
         let routes = self.settle_routes(&ready, &mut clusters);
         self.settle_listeners(now, &routes, &mut clusters);

@@ -1,14 +1,11 @@
-//! How many requests a workload takes, with a real control plane.
-
-#![allow(clippy::unwrap_used, reason = "a failed set-up fails the test")]
-
-use std::io::Write;
+//! What a sidecar, or an Envoy, counts by itself.
 
 use heddle_tests::envoy::Envoy;
-use heddle_tests::live::{LiveMesh, shop, vip};
+use heddle_tests::live::{LiveMesh, shop};
 use heddle_tests::pods::MeshPod;
-use heddle_tests::wire::{Message, Reader};
-use heddle_tests::{eventually, metrics, origin, talk};
+use heddle_tests::{eventually, metrics, origin};
+
+use super::{DRAINS, LIMIT, ask};
 
 #[test]
 fn what_is_too_much_for_a_workload_is_refused() {
@@ -68,20 +65,6 @@ fn what_is_too_much_for_a_workload_is_refused() {
     assert!(metrics::sum(&page, "heddle_requests_total", &["cause=\"rate_limited\""]) > 0.0, "{page}");
 }
 
-/// Over a connection of its own.
-fn ask(pod: &MeshPod, path: &str, fields: &str) -> Message {
-    let mut answers = Reader::new(talk::connect(pod, vip(1)));
-    write!(answers.stream(), "GET {path} HTTP/1.1\r\nHost: api\r\n{fields}\r\n").unwrap();
-    answers.response(false).unwrap()
-}
-
-const LIMIT: &str = "
-apiVersion: heddle.dev/v1alpha1
-kind: RateLimitPolicy
-metadata: { name: api, namespace: shop }
-spec: { SPEC }
-";
-
 #[test]
 fn an_envoy_refuses_the_same() {
     let workloads = [("anna", 2, "anna", "anna"), ("bert", 3, "bert", "bert"), ("api", 10, "api", "api")];
@@ -102,8 +85,14 @@ fn an_envoy_refuses_the_same() {
         eventually("nobody limits", || (ask(pod, "/", "").status() == 200).then_some(()));
     }
 
-    limit("limits: [{ requests: 3, per: 1h, by: { type: Identity }, to: [{ paths: [/few] }] }]");
-    both_limited("each has used up its own", "/few", "");
+    limit(
+        "limits: [{ requests: 3, per: 1h, by: { type: Identity }, to: [{ paths: [/few] }] }, { requests: 1, per: 1h, to: [{ paths: [/probe] }] }]",
+    );
+    both_limited("the limit is in force", "/probe", "");
+    for pod in [&anna, &bert] {
+        let taken = (0..10).filter(|_| !limited(pod, "/few", "")).count();
+        assert_eq!(taken, 3, "a bucket for each");
+    }
     assert!(!limited(&anna, "/many", ""), "what is not said is not limited");
     let call = ask(&anna, "/few", "content-type: application/grpc\r\n");
     assert_eq!(call.field("grpc-status"), Some("8"), "RESOURCE_EXHAUSTED");
@@ -127,6 +116,3 @@ fn an_envoy_refuses_the_same() {
     eventually("in dry run", || (!limited(&anna, "/b", "")).then_some(()));
     assert!((0..10).all(|_| !limited(&anna, "/b", "")));
 }
-
-/// A connection on a configuration that is no more ends with its next answer.
-const DRAINS: [&str; 4] = ["--drain-time-s", "1", "--drain-strategy", "immediate"];
