@@ -12,14 +12,17 @@ use std::time::Duration;
 
 use heddle_control_plane::emit::{Index, heddle};
 use heddle_control_plane::model::cluster::{KeepAlive, Limits, RetryBudget, Settings, Statistics};
+use heddle_control_plane::model::rate_limit::{LimitBy, RateLimit, RateLimitService};
 use heddle_control_plane::model::route::{
     Abort, AbortStatus, Cors, Delay, Fault, HeaderChanges, HeaderMatch, HeaderValue, Hedge, Mirror, Origin, PathChange,
     PathMatch, QueryMatch, Redirect, RetryPolicy, Rewrite, RouteMatch, Scheme, StringMatch,
 };
 use heddle_control_plane::model::{self, SourceRef, SpiffeId, TextMatch};
 use heddle_proxy::balance::health;
+use heddle_proxy::rate_limit::Rate;
 use heddle_proxy::sync;
 use heddle_proxy::tables::cluster::{EndpointSet, EndpointTls};
+use heddle_proxy::tables::rate_limit::{Counter, Quota, Unit};
 use heddle_proxy::tables::{self, Cluster};
 use heddle_xds::resource::{Kind, Resource};
 use http::StatusCode;
@@ -491,6 +494,65 @@ fn every_condition_of_a_policy_arrives() {
     let policies = &inbound.port(8080).policies;
     assert_eq!(policies_shown(&policies.deny), policies_shown_of(&policy_set().deny));
     assert_eq!(policies_shown(&policies.allow), policies_shown_of(&policy_set().allow));
+}
+
+#[test]
+fn rate_limits_arrive_whole() {
+    let limit = |service: Option<&Arc<RateLimitService>>, by: LimitBy| {
+        let headers = vec![HeaderValue { name: "x-plan".into(), value: "free".into() }];
+        let counts = policy_set().deny[0].rules[0].clone();
+        let (name, service) = ("shop/limit#0".into(), service.cloned());
+        let per = Duration::from_secs(60);
+        Arc::new(RateLimit { name, dry_run: true, service, requests: 7, per, burst: 9, by, counts, headers })
+    };
+    let service = Arc::new(RateLimitService {
+        cluster: model::ResourceName::service_port(&model::ServiceName::new("limits", "ratelimit"), 8081),
+        authority: "ratelimit.limits".into(),
+        domain: "shop".into(),
+        timeout: Duration::from_millis(50),
+        deny_on_failure: true,
+    });
+    let mut workload = workload();
+    let port = &mut workload.inbound.as_mut().unwrap().other_ports;
+    port.rate_limits = vec![
+        limit(None, LimitBy::Nothing),
+        limit(None, LimitBy::Identity),
+        limit(None, LimitBy::SourceIp),
+        limit(Some(&service), LimitBy::Header("x-user".into())),
+    ];
+    let resource = heddle::inbound(&workload).unwrap();
+
+    let inbound = sync::inbound::parse("inbound", &resource.bytes).unwrap();
+
+    let arrived = &inbound.other_ports.rate_limits;
+    let by: Vec<_> = arrived.iter().map(|limit| limit.by.clone()).collect();
+    let user = http::HeaderName::from_static("x-user");
+    let expected = [
+        tables::rate_limit::LimitBy::Nothing,
+        tables::rate_limit::LimitBy::Identity,
+        tables::rate_limit::LimitBy::SourceIp,
+        tables::rate_limit::LimitBy::Header(user),
+    ];
+    assert_eq!(by, expected);
+    for limit in arrived {
+        assert_eq!((&*limit.name, limit.dry_run), ("shop/limit#0", true));
+        assert_eq!(format!("{:?}", limit.headers), r#"[("x-plan", Exact("free"))]"#);
+        let sent = &policy_set().deny[0].rules[0];
+        assert_eq!((limit.counts.from.len(), limit.counts.to.len()), (sent.from.len(), sent.to.len()));
+    }
+    let Counter::Local(buckets) = &arrived[0].counter else { panic!("{arrived:?}") };
+    assert_eq!(buckets.rate(), Rate::new(7, Duration::from_secs(60), 9));
+    let Counter::Service(service, quota) = &arrived[3].counter else { panic!("{arrived:?}") };
+    assert_eq!(*quota, Quota { requests: 7, unit: Unit::Minute });
+    let expected = tables::rate_limit::RateLimitService {
+        cluster: "limits/ratelimit/8081".into(),
+        authority: "ratelimit.limits".into(),
+        domain: "shop".into(),
+        timeout: Duration::from_millis(50),
+        deny_on_failure: true,
+    };
+    assert_eq!(**service, expected);
+    assert_eq!(inbound.clusters().map(|name| &**name).collect::<Vec<_>>(), ["limits/ratelimit/8081"]);
 }
 
 #[test]

@@ -28,6 +28,9 @@ pub fn case(seed: u64) -> Case {
     for number in 0..generator.rng.usize(..3) {
         manifests.push(generator.authorization(&format!("policy-{number}")));
     }
+    if generator.chance(60) {
+        manifests.push(generator.limits());
+    }
     manifests.append(&mut generator.faults);
     let asks = generator.asks(&manifests);
     Case { manifests, asks }
@@ -510,6 +513,29 @@ impl Generator {
         let rules: Vec<_> = (0..self.rng.usize(1..=2)).map(|_| self.policy_rule()).collect();
         spec["rules"] = json!(rules);
         object(OURS, "AuthorizationPolicy", name, spec)
+    }
+
+    /// What is too much depends on who asked before; so these are never reached, or not in force.
+    fn limits(&mut self) -> Value {
+        let dry_run = self.chance(50);
+        let limits: Vec<_> = (0..self.rng.usize(1..=3))
+            .map(|_| {
+                let mut limit = self.policy_rule();
+                limit["requests"] = json!(if dry_run { 1 } else { 1_000_000 });
+                limit["per"] = json!("1h");
+                match self.rng.u32(..4) {
+                    0 => {}
+                    1 => limit["by"] = json!({ "type": "Header", "name": "x-user" }),
+                    2 => limit["by"] = json!({ "type": "SourceIP" }),
+                    _ => limit["by"] = json!({ "type": "Identity" }),
+                }
+                if self.chance(40) {
+                    limit["headers"] = json!([{ "name": "x-plan", "value": self.one(&["free", "paid"]) }]);
+                }
+                limit
+            })
+            .collect();
+        object(OURS, "RateLimitPolicy", "limits", json!({ "dryRun": dry_run, "limits": limits }))
     }
 
     fn policy_rule(&mut self) -> Value {

@@ -223,7 +223,7 @@ const MUTANTS: usize = 20;
 /// How often each field must occur in a run of [`CASES`].
 const LEAST: u32 = 20;
 /// What must occur at all: a generator that forgets one would not be missed otherwise.
-const FIELDS: [&str; 49] = [
+const FIELDS: [&str; 55] = [
     "HTTPRoute.rules.matches.path.type=Exact",
     "HTTPRoute.rules.matches.path.type=PathPrefix",
     "HTTPRoute.rules.matches.path.type=RegularExpression",
@@ -264,6 +264,12 @@ const FIELDS: [&str; 49] = [
     "TrafficPolicy.loadBalancing.hashOn.type=Path",
     "AuthorizationPolicy.action=DENY",
     "AuthorizationPolicy.rules.from.principals",
+    "RateLimitPolicy.limits.by.type=Header",
+    "RateLimitPolicy.limits.by.type=Identity",
+    "RateLimitPolicy.limits.by.type=SourceIP",
+    "RateLimitPolicy.limits.headers",
+    "RateLimitPolicy.limits.from.principals",
+    "RateLimitPolicy.limits.to.paths",
     "GRPCRoute.rules.matches.method.type=Exact",
     "GRPCRoute.rules.matches.method.type=RegularExpression",
     "GRPCRoute.rules.matches.headers.type=Exact",
