@@ -197,6 +197,12 @@ fn snapshot(shared: &Shared) -> prometheus::Result<Snapshot> {
     for cluster in shared.tables.load().clusters() {
         snapshot.cluster(&cluster);
     }
+    if let Some(inbound) = &shared.tables.load().inbound {
+        for (port, limit) in inbound.concurrency() {
+            let port = port.map_or_else(|| "other".to_owned(), |port| port.to_string());
+            snapshot.concurrency(&limit.name, &port, limit.controller.limit());
+        }
+    }
     let sum = |size: fn(&PoolSizes) -> &AtomicUsize| {
         shared.pool_sizes.iter().map(|sizes| size(sizes).load(Ordering::Relaxed)).sum()
     };

@@ -15,6 +15,7 @@ pub mod balance;
 pub mod capture;
 pub mod cni;
 pub mod commands;
+pub mod concurrency;
 pub mod config;
 pub mod detect;
 pub mod drain;

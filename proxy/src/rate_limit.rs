@@ -3,6 +3,8 @@
 //! A bucket is one number, the time at which it is full again (ATM Forum TM 4.0, generic cell rate algorithm): requests come back
 //! evenly, nothing is to be filled at times, and what belongs to the whole process needs no more than an atomic.
 
+pub mod wire;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -35,6 +35,7 @@ pub fn port(protocol: Protocol, tls: TlsMode) -> Port {
         service: Some(service("api")),
         policies: PolicySet::default(),
         rate_limits: Vec::new(),
+        concurrency: Vec::new(),
         settings: Settings::default(),
     }
 }

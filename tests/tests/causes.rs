@@ -13,6 +13,7 @@ use std::time::Duration;
 use heddle_proxy::app;
 use heddle_proxy::balance::{breaker, outlier};
 use heddle_proxy::capture::{self, Exempt, Rules};
+use heddle_proxy::concurrency::{Bounds, Controller};
 use heddle_proxy::config::Config;
 use heddle_proxy::http::error::Cause;
 use heddle_proxy::metrics::AccessLogFormat;
@@ -20,7 +21,7 @@ use heddle_proxy::rate_limit::{Buckets, Rate};
 use heddle_proxy::tables::cluster::{Endpoint, Settings};
 use heddle_proxy::tables::listener::Protocol;
 use heddle_proxy::tables::policy::{Policy, PolicySet};
-use heddle_proxy::tables::rate_limit::{Counter, LimitBy, Quota, RateLimit, RateLimitService, Unit};
+use heddle_proxy::tables::rate_limit::{Concurrency, Counter, LimitBy, Quota, RateLimit, RateLimitService, Unit};
 use heddle_proxy::tables::route::{Abort, AbortStatus, Fault, Route, RouteMatch, Rule};
 use heddle_proxy::tables::{Answer, Destination, Egress, Tables, TlsMode};
 use heddle_tests::pods::{MARK, Mesh, MeshPod};
@@ -65,7 +66,9 @@ fn seen(cause: Cause) -> Seen {
         | Cause::NoRoute
         | Cause::FaultInjected
         | Cause::InvalidBackend => Seen::Answered,
-        Cause::Denied | Cause::RateLimited | Cause::RateLimitUnavailable => Seen::AnsweredInbound,
+        Cause::Denied | Cause::RateLimited | Cause::RateLimitUnavailable | Cause::ConcurrencyLimited => {
+            Seen::AnsweredInbound
+        }
         Cause::ProtocolError => Seen::AnsweredTo("GET /protocol_error HTTP/1.1\r\nHost: a\r\nHost: b\r\n"),
         Cause::AllEjected => Seen::AnsweredLater(false),
         Cause::ConfigUnavailable => Seen::AnsweredLater(true),
@@ -114,6 +117,9 @@ fn pods(mesh: &Mesh) -> Pods {
         let limited = heddle_proxy::tables::Port { rate_limits, ..tables::port(Protocol::Http, TlsMode::Strict) };
         known.ports.insert(port, Arc::new(limited));
     }
+    let concurrency = vec![one_forever()];
+    let limited = heddle_proxy::tables::Port { concurrency, ..tables::port(Protocol::Http, TlsMode::Strict) };
+    known.ports.insert(8072, Arc::new(limited));
     start(mesh, &mut server, inbound);
     let known = outbound(&server, &bare);
     start(mesh, &mut client, known);
@@ -126,6 +132,14 @@ fn used_up() -> Counter {
     let buckets = Buckets::new(Rate::new(1, Duration::from_secs(3600), 1));
     buckets.take(None, year);
     Counter::Local(Arc::new(buckets))
+}
+
+/// One request at once, which does not end.
+fn one_forever() -> Concurrency {
+    let bounds = Bounds { minimum: 1, maximum: 1, buffer_percent: 25, interval: Duration::from_secs(60) };
+    let controller = Arc::new(Controller::new(bounds));
+    std::mem::forget(controller.enter(Duration::ZERO).unwrap());
+    Concurrency { name: "shop/limit".into(), dry_run: false, controller }
 }
 
 /// Never answers, and nothing may come in without.
@@ -248,6 +262,7 @@ fn outbound(server: &MeshPod, bare: &MeshPod) -> Tables {
             Cause::Undelivered => lead(&mut known, cause, meshed(8090, &server.spiffe_id()), settings(), |_| {}),
             Cause::Denied => lead(&mut known, cause, meshed(8080, &server.spiffe_id()), settings(), |_| {}),
             Cause::RateLimited => lead(&mut known, cause, meshed(8070, &server.spiffe_id()), settings(), |_| {}),
+            Cause::ConcurrencyLimited => lead(&mut known, cause, meshed(8072, &server.spiffe_id()), settings(), |_| {}),
             Cause::RateLimitUnavailable => {
                 lead(&mut known, cause, meshed(8071, &server.spiffe_id()), settings(), |_| {})
             }

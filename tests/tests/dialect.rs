@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use heddle_control_plane::emit::{Index, heddle};
 use heddle_control_plane::model::cluster::{KeepAlive, Limits, RetryBudget, Settings, Statistics};
-use heddle_control_plane::model::rate_limit::{LimitBy, RateLimit, RateLimitService};
+use heddle_control_plane::model::rate_limit::{Concurrency, LimitBy, RateLimit, RateLimitService};
 use heddle_control_plane::model::route::{
     Abort, AbortStatus, Cors, Delay, Fault, HeaderChanges, HeaderMatch, HeaderValue, Hedge, Mirror, Origin, PathChange,
     PathMatch, QueryMatch, Redirect, RetryPolicy, Rewrite, RouteMatch, Scheme, StringMatch,
 };
 use heddle_control_plane::model::{self, SourceRef, SpiffeId, TextMatch};
 use heddle_proxy::balance::health;
+use heddle_proxy::concurrency::Bounds;
 use heddle_proxy::rate_limit::Rate;
 use heddle_proxy::sync;
 use heddle_proxy::tables::cluster::{EndpointSet, EndpointTls};
@@ -520,10 +521,22 @@ fn rate_limits_arrive_whole() {
         limit(None, LimitBy::SourceIp),
         limit(Some(&service), LimitBy::Header("x-user".into())),
     ];
+    port.concurrency = vec![Concurrency {
+        name: "shop/limit".into(),
+        dry_run: true,
+        minimum: 2,
+        maximum: 30,
+        buffer_percent: 40,
+        interval: Duration::from_secs(50),
+    }];
     let resource = heddle::inbound(&workload).unwrap();
 
     let inbound = sync::inbound::parse("inbound", &resource.bytes).unwrap();
 
+    let [concurrency] = &*inbound.other_ports.concurrency else { panic!("{inbound:?}") };
+    assert_eq!((&*concurrency.name, concurrency.dry_run), ("shop/limit", true));
+    let bounds = Bounds { minimum: 2, maximum: 30, buffer_percent: 40, interval: Duration::from_secs(50) };
+    assert_eq!(concurrency.controller.bounds(), bounds);
     let arrived = &inbound.other_ports.rate_limits;
     let by: Vec<_> = arrived.iter().map(|limit| limit.by.clone()).collect();
     let user = http::HeaderName::from_static("x-user");
@@ -1056,6 +1069,7 @@ fn inbound_port(protocol: model::Protocol, tls: model::TlsMode) -> model::Inboun
         service: None,
         policies: model::PolicySet::default(),
         rate_limits: Vec::new(),
+        concurrency: Vec::new(),
         settings: Settings::default(),
     }
 }

@@ -8,8 +8,10 @@ use super::authorization_policy::{self, Operation, Source};
 use super::required_header::{RequiredHeader, check_name};
 use super::{Duration, FieldError, ObjectStatus, Selector, TargetRef, target};
 
+mod concurrency;
 mod service;
 
+pub use concurrency::Concurrency;
 pub use service::{OnFailure, RateLimitService};
 
 /// How many requests workloads take. A request must be within every limit that counts it, of every policy; the server's sidecar
@@ -29,6 +31,7 @@ pub use service::{OnFailure, RateLimitService};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.targetRefs) || self.targetRefs.all(t, (!has(t.group) || t.group == '') && t.kind in ['Namespace', 'ServiceAccount', 'Service'])").message("target a Namespace, ServiceAccount or Service"))]
+#[x_kube(validation = Rule::new("has(self.concurrency) || (has(self.limits) && size(self.limits) > 0)").message("give limits, concurrency or both"))]
 #[x_kube(validation = Rule::new("!(has(self.selector) && has(self.targetRefs) && size(self.targetRefs) > 0)").message("give either targetRefs or selector"))]
 pub struct RateLimitPolicySpec {
     /// The policy's own Namespace, ServiceAccounts, or Services (their workloads, at their target ports); at most 16.
@@ -39,14 +42,18 @@ pub struct RateLimitPolicySpec {
     /// Workloads by their labels, instead of targetRefs. Default: what targetRefs say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Selector>,
-    /// What would be refused is counted, never refused. Default: false.
+    /// What would be refused is counted, never refused; not by an Envoy for `concurrency`. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
     /// Counts for all workloads together. Default: each sidecar counts by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<RateLimitService>,
-    /// One after another, each must have room; 1 to 16.
-    #[schemars(length(min = 1, max = 16))]
+    /// How many at once; found by latency. Default: as many as come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Concurrency>,
+    /// One after another, each must have room; at most 16, and 1 where there is no `concurrency`. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     pub limits: Vec<RateLimit>,
 }
 
@@ -113,7 +120,10 @@ impl RateLimitPolicySpec {
     pub fn check(&self) -> Vec<FieldError> {
         let mut found = Vec::new();
         target::check(&self.target_refs, self.selector.as_ref(), authorization_policy::TARGETS, &mut found);
-        if self.limits.is_empty() || self.limits.len() > MAX_LIMITS {
+        if let Some(concurrency) = &self.concurrency {
+            concurrency.check("spec.concurrency", &mut found);
+        }
+        if (self.limits.is_empty() && self.concurrency.is_none()) || self.limits.len() > MAX_LIMITS {
             let remedy = format!("give 1 to {MAX_LIMITS}: each is counted for every request");
             found.push(FieldError::new("spec.limits", format!("{} entries", self.limits.len()), remedy));
         }

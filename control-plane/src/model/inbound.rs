@@ -10,7 +10,7 @@ use super::cluster::Settings;
 use super::listener::Protocol;
 use super::name::{ServiceName, SourceRef};
 use super::policy::PolicySet;
-use super::rate_limit::RateLimit;
+use super::rate_limit::{Concurrency, RateLimit};
 
 /// The `inbound` resource of one workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -70,6 +70,9 @@ pub struct InboundPort {
     /// Rate limits in force, in the order they are asked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rate_limits: Vec<Arc<RateLimit>>,
+    /// How many requests are let in at once; each must have room.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub concurrency: Vec<Concurrency>,
     /// Limits and timeouts towards the application.
     #[serde(skip_serializing_if = "super::workload::is_plain")]
     pub settings: Settings,

@@ -48,6 +48,25 @@ impl RateLimit {
     }
 }
 
+/// How many requests are let in at once, found by their latency (`concurrency` of a RateLimitPolicy).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Concurrency {
+    /// `<namespace>/<policy>`.
+    pub name: Arc<str>,
+    /// Counted, never enforced.
+    pub dry_run: bool,
+    /// Fewest requests at once; at least 1.
+    pub minimum: u32,
+    /// Most; at least `minimum`.
+    pub maximum: u32,
+    /// By so much latencies may be above the one without load, in percent of it.
+    pub buffer_percent: u32,
+    /// After so long the latency without load is measured anew; in nanoseconds where it is written down, above 0.
+    #[serde(rename = "intervalNanos", serialize_with = "super::duration::as_nanos")]
+    pub interval: Duration,
+}
+
 /// A service that counts for all workloads together (`envoy.service.ratelimit.v3`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]

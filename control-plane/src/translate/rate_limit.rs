@@ -10,7 +10,7 @@ use super::{Settings, fault, policy};
 use crate::api::RateLimitPolicy;
 use crate::api::rate_limit_policy::{self as api, LimitByType, OnFailure};
 use crate::model::SourceRef;
-use crate::model::rate_limit::{LimitBy, RateLimit, RateLimitService};
+use crate::model::rate_limit::{Concurrency, LimitBy, RateLimit, RateLimitService};
 use crate::model::{Protocol, ResourceName, ServiceName};
 use crate::objects::{Objects, name_of, namespace_of};
 use crate::status::Reason;
@@ -25,6 +25,26 @@ pub(super) fn in_force(
     let policies = objects.rate_limit_policies.in_namespace(&instance.name.namespace);
     let policies = policies.filter(|policy| applies(objects, policy, instance, port));
     policies.flat_map(|policy| limits(policy, settings)).map(Arc::new).collect()
+}
+
+/// How many requests `port` takes at once; as [`in_force`].
+pub(super) fn concurrency(objects: &Objects, instance: &Instance, port: Option<u16>) -> Vec<Concurrency> {
+    let policies = objects.rate_limit_policies.in_namespace(&instance.name.namespace);
+    let policies =
+        policies.filter(|policy| policy.spec.concurrency.is_some() && applies(objects, policy, instance, port));
+    let found = policies.filter_map(|policy| {
+        let given = policy.spec.concurrency.as_ref()?;
+        let (minimum, maximum) = given.bounds();
+        Some(Concurrency {
+            name: format!("{}/{}", namespace_of(&policy.metadata), name_of(&policy.metadata)).into(),
+            dry_run: policy.spec.dry_run,
+            minimum,
+            maximum,
+            buffer_percent: given.buffer_percent(),
+            interval: given.interval(),
+        })
+    });
+    found.collect()
 }
 
 /// The policies that reach some port of this instance, for `explain`.

@@ -98,6 +98,7 @@ fn inbound(
             service: port.owner.clone(),
             policies: policy::in_force(objects, settings, instance, Some(*number)),
             rate_limits: rate_limit::in_force(objects, settings, instance, Some(*number)),
+            concurrency: rate_limit::concurrency(objects, instance, Some(*number)),
             settings: to_application(port.protocol),
         };
         (*number, inbound)
@@ -111,6 +112,7 @@ fn inbound(
             service: None,
             policies: policy::in_force(objects, settings, instance, None),
             rate_limits: rate_limit::in_force(objects, settings, instance, None),
+            concurrency: rate_limit::concurrency(objects, instance, None),
             settings: to_application(Protocol::Detect),
         },
         sources: sources.into_iter().collect(),

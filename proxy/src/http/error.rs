@@ -49,6 +49,8 @@ pub enum Cause {
     Denied,
     /// A rate limit was reached.
     RateLimited,
+    /// The application has as many requests as leave its latency what it is.
+    ConcurrencyLimited,
     /// The service that counts for a rate limit did not answer.
     RateLimitUnavailable,
     /// A FaultInjection said so.
@@ -86,7 +88,7 @@ pub enum Fault {
 
 impl Cause {
     /// Every cause, once.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::ConnectRefused,
         Self::ConnectTimeout,
         Self::TlsFailure,
@@ -103,6 +105,7 @@ impl Cause {
         Self::Denied,
         Self::RateLimited,
         Self::RateLimitUnavailable,
+        Self::ConcurrencyLimited,
         Self::FaultInjected,
         Self::ProtocolError,
         Self::UpstreamProtocolError,
@@ -156,6 +159,7 @@ impl Cause {
             | Self::Denied
             | Self::RateLimited
             | Self::RateLimitUnavailable
+            | Self::ConcurrencyLimited
             | Self::FaultInjected
             | Self::ProtocolError
             | Self::UpstreamProtocolError
@@ -189,6 +193,7 @@ impl Cause {
             Self::Denied => ("denied", StatusCode::FORBIDDEN, PERMISSION_DENIED, Configuration, "an AuthorizationPolicy does not allow this caller"),
             Self::RateLimited => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, RESOURCE_EXHAUSTED, Configuration, "a RateLimitPolicy of the workload has no room for it; try again after Retry-After"),
             Self::RateLimitUnavailable => ("rate_limit_unavailable", StatusCode::INTERNAL_SERVER_ERROR, UNAVAILABLE, Configuration, "the service of a RateLimitPolicy did not answer, and its onFailure is Deny; see heddle_rate_limit_asked_total"),
+            Self::ConcurrencyLimited => ("concurrency_limited", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Upstream, "the application has as many requests as it serves at once; see heddle_concurrency_limit and RateLimitPolicy concurrency"),
             Self::FaultInjected => ("fault_injected", StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, Configuration, "a FaultInjection of the route says so"),
             Self::ProtocolError => ("protocol_error", StatusCode::BAD_REQUEST, INTERNAL, Downstream, "the request is not valid HTTP"),
             Self::UpstreamProtocolError => ("upstream_protocol_error", StatusCode::BAD_GATEWAY, INTERNAL, Upstream, "the application's response is not valid HTTP"),

@@ -13,8 +13,9 @@ use super::body::Body;
 use super::error::{self, Cause};
 use super::route;
 use crate::authz::{self, Facts};
+use crate::concurrency::Place;
 use crate::rate_limit::Room;
-use crate::tables::rate_limit::{Counter, LimitBy, RateLimit};
+use crate::tables::rate_limit::{Concurrency, Counter, LimitBy, RateLimit};
 use crate::worker::Worker;
 
 /// The answer, and why, if a limit has no room for the request. What earlier limits gave is not given back: a client that is held
@@ -48,6 +49,27 @@ pub async fn refuse(
         }
     }
     if asking { service::refuse(worker, limits, facts, headers, grpc).await } else { None }
+}
+
+/// Places among those that are let in at once; or that one limit has none.
+pub fn enter(worker: &Worker, limits: &[Concurrency]) -> Result<Vec<Place>, Cause> {
+    let now = worker.shared.started.elapsed();
+    let count = &worker.shared.metrics.rate_limits;
+    let mut places = Vec::with_capacity(limits.len());
+    for limit in limits {
+        match limit.controller.enter(now) {
+            Some(place) => {
+                count.allowed();
+                places.push(place);
+            }
+            None if limit.dry_run => count.would_refuse(&limit.name),
+            None => {
+                count.refused(&limit.name);
+                return Err(Cause::ConcurrencyLimited);
+            }
+        }
+    }
+    Ok(places)
 }
 
 fn is_counted(limit: &RateLimit, facts: &Facts<'_>, headers: &HeaderMap) -> bool {

@@ -26,6 +26,7 @@ use super::{
 };
 use crate::authz::{self, Decision, Facts, HttpFacts, Readings};
 use crate::balance;
+use crate::concurrency::Place;
 use crate::drain::Phase;
 use crate::metrics::{Direction, Record};
 use crate::tables::cluster::{EndpointTls, UpstreamHttp};
@@ -180,6 +181,16 @@ enum Reply {
 }
 
 impl Reply {
+    /// Holds `places` until the response has ended; what becomes opaque is no request any more.
+    fn within(self, places: Vec<Place>) -> Self {
+        match self {
+            Self::Upstream { head, body, lease, deadline, idle } => {
+                Self::Upstream { head, body, lease: lease.with_places(places), deadline, idle }
+            }
+            Self::Switched { .. } | Self::Own(..) => self,
+        }
+    }
+
     /// Tells the client where its session is, if it did not say so itself.
     fn tell_session(&mut self, kept: &Session, said: Option<SocketAddr>) {
         let (head, endpoint) = match self {
@@ -309,9 +320,10 @@ async fn serve_inbound(
     record: &mut Record,
 ) -> Result<Reply, Error> {
     record.destination(inbound.application.service.as_ref());
-    if let Some((cause, refusal)) = admit(connection, inbound, &head, record.grpc).await? {
-        return Ok(Reply::Own(refusal, Some(cause)));
-    }
+    let places = match admit(connection, inbound, &head, record.grpc).await? {
+        Ok(places) => places,
+        Err((cause, refusal)) => return Ok(Reply::Own(refusal, Some(cause))),
+    };
     identity::tell(&mut head.headers, inbound.forwarded_client_cert.as_ref());
     let target = Target {
         worker: &connection.worker,
@@ -324,32 +336,37 @@ async fn serve_inbound(
         session: None,
         hash: None,
     };
-    forward(&target, iter::empty(), head, body, record).await
+    let reply = forward(&target, iter::empty(), head, body, record).await?;
+    Ok(if places.is_empty() { reply } else { reply.within(places) })
 }
 
-/// Asks the policies that are in force for this request; the answer to one that is too much.
+/// Asks the policies that are in force for this request; the places it has, or the answer to one that is too much.
 async fn admit(
     connection: &Connection,
     inbound: &Inbound,
     head: &Parts,
     grpc: bool,
-) -> Result<Option<(Cause, Response<Body>)>, Error> {
+) -> Result<Result<Vec<Place>, (Cause, Response<Body>)>, Error> {
     let worker = &connection.worker;
     let (facts, in_force) = {
         let tables = worker.shared.tables.load();
         let Some(in_force) = &tables.inbound else { return Err(Cause::ConfigUnavailable.into()) };
         let in_force = in_force.port(connection.original_dst.port());
-        if in_force.policies.is_empty() && in_force.rate_limits.is_empty() {
-            return Ok(None);
+        let limited = !in_force.rate_limits.is_empty() || !in_force.concurrency.is_empty();
+        if in_force.policies.is_empty() && !limited {
+            return Ok(Ok(Vec::new()));
         }
         let facts = facts(connection, inbound, head);
         authorize(connection, &in_force.policies, &facts)?;
-        if in_force.rate_limits.is_empty() {
-            return Ok(None);
+        if !limited {
+            return Ok(Ok(Vec::new()));
         }
         (facts, in_force.clone())
     };
-    Ok(limit::refuse(worker, &in_force.rate_limits, &facts, &head.headers, grpc).await)
+    if let Some(refusal) = limit::refuse(worker, &in_force.rate_limits, &facts, &head.headers, grpc).await {
+        return Ok(Err(refusal));
+    }
+    Ok(limit::enter(worker, &in_force.concurrency).map_err(|cause| (cause, error::response(cause, grpc))))
 }
 
 /// What policies know of a request.

@@ -21,6 +21,7 @@ pub struct Snapshot {
     pools: GaugeVec,
     certificate: GaugeVec,
     handshakes: GaugeVec,
+    concurrency: GaugeVec,
     xds: GaugeVec,
     xds_events: CounterVec,
     xds_responses: CounterVec,
@@ -56,6 +57,11 @@ impl Snapshot {
                 "heddle_certificate_handshakes",
                 "Handshakes completed with the certificate in force, in either direction.",
                 &["principal", "serial"],
+            )?,
+            concurrency: gauge(
+                "heddle_concurrency_limit",
+                "Most requests that a port takes at once now, by its RateLimitPolicy.",
+                &["limit", "port"],
             )?,
             xds: gauge("heddle_xds_state", "What is between this sidecar and the control plane now.", &["what"])?,
             xds_events: counter("heddle_xds_events_total", "What happened with the control plane.", &["event"])?,
@@ -99,6 +105,11 @@ impl Snapshot {
         self.endpoints.with_label_values(&[&*cluster.name, "draining"]).set(draining as f64);
     }
 
+    /// Adds how many requests are let in at once: by `limit`, at `port`.
+    pub fn concurrency(&self, limit: &str, port: &str, most: u32) {
+        self.concurrency.with_label_values(&[limit, port]).set(f64::from(most));
+    }
+
     /// Adds the pools of all workers.
     pub fn pools(&self, idle_http1: usize, http2: usize) {
         self.pools.with_label_values(&["http1_idle"]).set(idle_http1 as f64);
@@ -140,6 +151,7 @@ impl Snapshot {
             self.pools,
             self.certificate,
             self.handshakes,
+            self.concurrency,
             self.xds,
             self.xds_resources,
             self.xds_version,

@@ -62,6 +62,8 @@ struct ChainFacts {
     /// Control planes before 0.2 know none.
     #[serde(default)]
     rate_limits: Vec<rate_limit::Facts>,
+    #[serde(default)]
+    concurrency: Vec<rate_limit::ConcurrencyFacts>,
 }
 
 #[derive(Deserialize)]
@@ -193,6 +195,7 @@ fn port(chain: &FilterChain) -> Result<Port, Error> {
         service: facts.service.as_deref().map(read::service_name).transpose().within("metadata.service")?,
         policies: rbac::policies(&chain.filters)?,
         rate_limits: rate_limit::limits(facts.rate_limits).within("metadata")?,
+        concurrency: rate_limit::concurrency(facts.concurrency).within("metadata")?,
         settings: facts.settings.into(),
     })
 }

@@ -7,9 +7,10 @@ use http::HeaderName;
 use serde::Deserialize;
 
 use super::read::{Error, Within, at_most};
+use crate::concurrency::{Bounds, Controller};
 use crate::rate_limit::{Buckets, Rate};
 use crate::tables::policy::Rule;
-use crate::tables::rate_limit::{Counter, LimitBy, Quota, RateLimit, RateLimitService, Unit};
+use crate::tables::rate_limit::{Concurrency, Counter, LimitBy, Quota, RateLimit, RateLimitService, Unit};
 use crate::tables::route::StringMatch;
 
 #[derive(Deserialize)]
@@ -51,6 +52,37 @@ enum ByFact {
 struct HeaderFact {
     name: String,
     value: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ConcurrencyFacts {
+    name: Arc<str>,
+    dry_run: bool,
+    minimum: u32,
+    maximum: u32,
+    buffer_percent: u32,
+    interval_nanos: u64,
+}
+
+/// How many requests a port takes at once, with nothing measured.
+pub(super) fn concurrency(facts: Vec<ConcurrencyFacts>) -> Result<Vec<Concurrency>, Error> {
+    at_most("concurrency", &facts, MAX_LIMITS)?;
+    let read = |(index, facts): (usize, ConcurrencyFacts)| {
+        if facts.minimum == 0 || facts.minimum > facts.maximum || facts.interval_nanos == 0 {
+            let wrong = Error::new("minimum", "must be above 0 and at most the maximum, and intervalNanos above 0");
+            return Err(wrong).nth("concurrency", index);
+        }
+        let bounds = Bounds {
+            minimum: facts.minimum,
+            maximum: facts.maximum,
+            buffer_percent: facts.buffer_percent,
+            interval: Duration::from_nanos(facts.interval_nanos),
+        };
+        let controller = Arc::new(Controller::new(bounds));
+        Ok(Concurrency { name: facts.name, dry_run: facts.dry_run, controller })
+    };
+    facts.into_iter().enumerate().map(read).collect()
 }
 
 /// The limits of a port, with full buckets.

@@ -10,7 +10,7 @@ use super::ServiceName;
 use super::cluster::Settings;
 use super::listener::Protocol;
 use super::policy::PolicySet;
-use super::rate_limit::{Counter, RateLimit};
+use super::rate_limit::{Concurrency, Counter, RateLimit};
 
 /// The `inbound` resource of one workload.
 #[derive(Debug)]
@@ -42,6 +42,12 @@ impl Inbound {
         })
     }
 
+    /// How many requests ports let in at once; `None`: at the ports that no object mentions.
+    pub fn concurrency(&self) -> impl Iterator<Item = (Option<u16>, &Concurrency)> {
+        let ports = self.ports.iter().map(|(number, port)| (Some(*number), port)).chain([(None, &self.other_ports)]);
+        ports.flat_map(|(number, port)| port.concurrency.iter().map(move |limit| (number, limit)))
+    }
+
     /// Goes on counting requests where `before` is.
     pub fn keep(&mut self, before: &Self) {
         for (number, port) in &mut self.ports {
@@ -55,9 +61,9 @@ impl Inbound {
 
 /// A port that is shared already is in force.
 fn keep(port: &mut Arc<Port>, before: &Port) {
-    for limit in Arc::get_mut(port).into_iter().flat_map(|port| &mut port.rate_limits) {
-        limit.keep(&before.rate_limits);
-    }
+    let Some(port) = Arc::get_mut(port) else { return };
+    port.rate_limits.iter_mut().for_each(|limit| limit.keep(&before.rate_limits));
+    port.concurrency.iter_mut().for_each(|limit| limit.keep(&before.concurrency));
 }
 
 /// Facts that decide what an unknown original destination means.
@@ -98,6 +104,8 @@ pub struct Port {
     pub policies: PolicySet,
     /// Rate limits in force, in the order they are asked.
     pub rate_limits: Vec<RateLimit>,
+    /// How many requests are let in at once; each must have room.
+    pub concurrency: Vec<Concurrency>,
     /// Limits and timeouts towards the application.
     pub settings: Settings,
 }

@@ -7,6 +7,7 @@ use http::HeaderName;
 
 use super::policy::Rule;
 use super::route::StringMatch;
+use crate::concurrency::Controller;
 use crate::rate_limit::Buckets;
 
 /// One limit.
@@ -81,6 +82,27 @@ impl Unit {
             (3_600, 0) => Some(Self::Hour),
             (86_400, 0) => Some(Self::Day),
             _ => None,
+        }
+    }
+}
+
+/// How many requests are let in at once.
+#[derive(Debug)]
+pub struct Concurrency {
+    /// `<namespace>/<policy>`.
+    pub name: Arc<str>,
+    /// Counted, never enforced.
+    pub dry_run: bool,
+    /// Of the whole process; kept over changes of everything else.
+    pub controller: Arc<Controller>,
+}
+
+impl Concurrency {
+    /// Goes on where `before` is, if that has the same bounds.
+    pub fn keep(&mut self, before: &[Self]) {
+        let same = |old: &&Self| old.name == self.name && old.controller.bounds() == self.controller.bounds();
+        if let Some(old) = before.iter().find(same) {
+            self.controller = old.controller.clone();
         }
     }
 }

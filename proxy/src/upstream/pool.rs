@@ -17,6 +17,7 @@ use hyper::client::conn::{TrySendError, http1, http2};
 use super::connect::{Dialled, Towards};
 use super::http::{self, Sender, Streams, Version};
 use crate::balance::breaker::{self, Kind, Permit};
+use crate::concurrency::Place;
 use crate::http::body::RequestBody;
 use crate::http::error::{Cause, Error};
 use crate::tables::cluster::{Cluster, Connections, Endpoint};
@@ -142,12 +143,20 @@ pub struct Lease {
     sender: Option<Sender>,
     life: Life,
     request: Option<Permit>,
+    /// What the request was let in by.
+    places: Vec<Place>,
 }
 
 impl Lease {
     /// Holds the request's permit until the response has ended.
     pub fn with_request(mut self, permit: Permit) -> Self {
         self.request = Some(permit);
+        self
+    }
+
+    /// Holds what the request was let in by until the response has ended.
+    pub fn with_places(mut self, places: Vec<Place>) -> Self {
+        self.places = places;
         self
     }
 
@@ -175,6 +184,9 @@ impl Lease {
 
     /// The response was read whole: an HTTP/1 connection goes back as soon as it is ready.
     pub fn complete(mut self) {
+        for place in std::mem::take(&mut self.places) {
+            place.done(self.worker.shared.started.elapsed());
+        }
         let Some(Sender::Http1(_)) = &self.sender else { return };
         let Some(Sender::Http1(mut sender)) = self.sender.take() else { return };
         let (worker, endpoint, life) = (self.worker.clone(), self.endpoint.id(), self.life);
@@ -235,7 +247,16 @@ pub async fn lend(
         streams.set(streams.get() + 1);
     }
     let worker = worker.clone();
-    Ok(Lease { worker, endpoint, reused, lent: Instant::now(), sender: Some(sender), life, request: None })
+    Ok(Lease {
+        worker,
+        endpoint,
+        reused,
+        lent: Instant::now(),
+        sender: Some(sender),
+        life,
+        request: None,
+        places: Vec::new(),
+    })
 }
 
 /// Dials HTTP/2, unless another request does so already: then its connection is shared.

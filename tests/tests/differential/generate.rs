@@ -83,7 +83,7 @@ impl Generator {
         if self.chance(90) {
             rule["matches"] = json!([self.grpc_matches()]);
         }
-        if self.chance(50) {
+        if self.chance(50) && has_one_backend(&rule) {
             rule["sessionPersistence"] = self.session();
         }
         let mut filters = Vec::new();
@@ -173,7 +173,7 @@ impl Generator {
         if redirects {
             return rule;
         }
-        if self.chance(20) {
+        if self.chance(20) && has_one_backend(&rule) {
             rule["sessionPersistence"] = self.session();
         }
         if self.chance(20) {
@@ -725,6 +725,11 @@ impl Generator {
         }
         ask
     }
+}
+
+/// Sessions of several backends come before weights with us (GEP-1619), not with Envoy.
+fn has_one_backend(rule: &Value) -> bool {
+    rule["backendRefs"].as_array().is_some_and(|backends| backends.len() == 1)
 }
 
 /// The field of responses that tells a rule's session. Weights are left out: ours has a session before them, Envoy behind.

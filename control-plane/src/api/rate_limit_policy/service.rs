@@ -33,8 +33,9 @@ pub struct RateLimitService {
     pub on_failure: Option<OnFailure>,
 }
 
-/// What becomes of a request that was not counted.
+/// What becomes of a request that was not counted. Default: Allow.
 #[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[schemars(inline)]
 pub enum OnFailure {
     /// It is let in.
     #[default]

@@ -171,7 +171,7 @@ impl Port<'_> {
         let rule = Route::default_to(ResourceName::service_port(&ServiceName::new("", ""), 0)).rule;
         let routes = vec![route::all_to(&name, &rule)];
         let mut filters = rbac::http_filters(&self.port.policies);
-        filters.extend(rate_limit::http_filters(self.port.rate_limits.iter().map(|limit| &**limit)));
+        filters.extend(rate_limit::http_filters(self.port));
         let manager = Manager {
             // Only a sidecar may speak for the mesh, so the application's own end here.
             routes: RouteSpecifier::RouteConfig(route::configuration(&name, routes, &[http::UNDELIVERED, http::ERROR])),

@@ -1,10 +1,11 @@
 //! Rate limits as Envoy's filters, asked after authorization: local ones each as a filter with a bucket of its own, those of one
-//! service as one filter that asks it.
+//! service as one filter that asks it, and at last how many requests are let in at once.
 //!
 //! Whether a request counts says the RBAC filter before it, whose rules are in shadow: what it found stands in dynamic metadata, which
 //! a limit's descriptor reads. So conditions mean what they mean in AuthorizationPolicies. Each filter chain of a port has buckets of
 //! its own, because Envoy shares none between configurations.
 
+mod concurrency;
 mod local;
 mod service;
 
@@ -26,19 +27,24 @@ use heddle_xds::resource::{Kind, Resource};
 
 use super::{Out, cluster, http, rbac};
 use crate::emit::pb;
-use crate::model::Inbound;
 use crate::model::rate_limit::{LimitBy, RateLimit, RateLimitService};
+use crate::model::{Inbound, InboundPort};
 
-/// The filters of `limits`: local ones in their order, then the services' in theirs.
-pub fn http_filters<'m>(limits: impl Iterator<Item = &'m RateLimit>) -> Vec<HttpFilter> {
-    let limits: Vec<Limit<'m>> =
-        limits.enumerate().map(|(index, limit)| Limit { limit, name: format!("limit_{index}") }).collect();
+/// The filters of a port's limits: local ones in their order, then the services' in theirs.
+pub fn http_filters(port: &InboundPort) -> Vec<HttpFilter> {
+    let limits: Vec<Limit<'_>> = port
+        .rate_limits
+        .iter()
+        .enumerate()
+        .map(|(index, limit)| Limit { limit, name: format!("limit_{index}") })
+        .collect();
     let mut filters: Vec<HttpFilter> = limits.iter().filter_map(Limit::conditions).collect();
     filters.extend(limits.iter().filter(|each| each.limit.service.is_none()).map(local::bucket));
-    let asking: Vec<&Limit<'m>> = limits.iter().filter(|each| each.limit.service.is_some()).collect();
+    let asking: Vec<&Limit<'_>> = limits.iter().filter(|each| each.limit.service.is_some()).collect();
     for together in asking.chunk_by(|one, next| one.asks() == next.asks()) {
         filters.extend(service::filters(together));
     }
+    filters.extend(port.concurrency.iter().filter_map(concurrency::filter));
     filters
 }
 

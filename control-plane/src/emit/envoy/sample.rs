@@ -47,6 +47,7 @@ pub fn web_1() -> Workload {
         service: None,
         policies,
         rate_limits: Vec::new(),
+        concurrency: Vec::new(),
         settings: Settings { outlier: None, ..Settings::default() },
     };
     let ports = BTreeMap::from([

@@ -17,7 +17,7 @@ use super::rbac;
 use crate::emit::pb;
 use crate::model::cluster::Settings;
 use crate::model::duration::nanos;
-use crate::model::rate_limit::RateLimit;
+use crate::model::rate_limit::{Concurrency, RateLimit};
 use crate::model::{
     Egress, InboundPort, Protocol, ServiceName, SourceRef, TlsMode, UpstreamHttp, Workload, WorkloadName,
 };
@@ -66,6 +66,8 @@ struct ChainFacts<'m> {
     settings: SettingsFacts,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     rate_limits: &'m [Arc<RateLimit>],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    concurrency: &'m [Concurrency],
 }
 
 /// [`Settings`] that mean something towards one application, in numbers, so that nothing is lost to rounding.
@@ -92,6 +94,7 @@ fn chain(name: String, port: &InboundPort) -> FilterChain {
         service: port.service.as_ref(),
         settings: settings(&port.settings),
         rate_limits: &port.rate_limits,
+        concurrency: &port.concurrency,
     };
     FilterChain {
         name,

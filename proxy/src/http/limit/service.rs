@@ -2,30 +2,24 @@
 //! counts, over Envoy's protocol (`envoy.service.ratelimit.v3`). The service is a cluster like any other: balanced, over mutual TLS
 //! where it has a sidecar, within its circuit breakers.
 
-use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes, BytesMut};
-use envoy_types::pb::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
-use envoy_types::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::{Entry, RateLimitOverride};
-use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_response::{Code, DescriptorStatus};
-use envoy_types::pb::envoy::service::ratelimit::v3::{RateLimitRequest, RateLimitResponse};
-use envoy_types::pb::envoy::r#type::v3::RateLimitUnit;
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use prost::Message;
 
-use super::{answer, is_counted, value};
+use super::{is_counted, value};
 use crate::authz::Facts;
 use crate::http::attempt::{self, Target};
 use crate::http::body::{Body, RequestBody};
 use crate::http::error::{self, BoxError, Cause};
 use crate::http::source::Source;
+use crate::rate_limit::wire::{self, Answer, Limit, Value};
 use crate::tables::Cluster;
-use crate::tables::rate_limit::{Counter, LimitBy, Quota, RateLimit, RateLimitService, Unit};
+use crate::tables::rate_limit::{Counter, LimitBy, Quota, RateLimit, RateLimitService};
 use crate::upstream::{self, Towards};
 use crate::worker::Worker;
 
@@ -47,14 +41,18 @@ pub(super) async fn refuse(
     while let Some((_, service, _)) = open.first().copied() {
         let (together, others): (Vec<_>, Vec<_>) = open.into_iter().partition(|(_, other, _)| *other == service);
         open = others;
-        let descriptors = together.iter().map(|(limit, _, quota)| descriptor(limit, *quota, facts, headers));
-        let question = RateLimitRequest {
-            domain: service.domain.to_string(),
-            descriptors: descriptors.collect(),
-            ..RateLimitRequest::default()
-        };
-        let refusal = match ask(worker, service, &question, headers).await {
-            Ok(response) => judge(worker, &together, &response, grpc),
+        let values: Vec<_> = together.iter().map(|(limit, ..)| value(&limit.by, facts, headers)).collect();
+        let asked = together.iter().zip(&values).map(|((limit, _, quota), value)| {
+            let value = match value {
+                Some(value) => Value::Is(value),
+                None if limit.by == LimitBy::Nothing => Value::Nothing,
+                None => Value::None,
+            };
+            Limit { name: &limit.name, value, quota: *quota }
+        });
+        let question = wire::question(&service.domain, asked);
+        let refusal = match ask(worker, service, question, headers).await {
+            Ok(answer) => judge(worker, &together, &answer, grpc),
             Err(failure) => fail(worker, service, &together, &failure, grpc),
         };
         if refusal.is_some() {
@@ -66,53 +64,21 @@ pub(super) async fn refuse(
 
 type Asked<'l> = (&'l RateLimit, &'l RateLimitService, Quota);
 
-/// Entries as Envoys of the mesh send them, so that all count together.
-fn descriptor(limit: &RateLimit, quota: Quota, facts: &Facts<'_>, headers: &HeaderMap) -> RateLimitDescriptor {
-    let entry = |key: &str, value: Cow<'_, str>| Entry { key: key.to_owned(), value: value.into_owned() };
-    let mut entries = vec![entry("limit", Cow::Borrowed(&limit.name))];
-    match value(&limit.by, facts, headers) {
-        Some(value) => entries.push(entry("value", String::from_utf8_lossy(&value))),
-        None if limit.by == LimitBy::Nothing => {}
-        None => entries.push(entry("none", Cow::Borrowed("yes"))),
-    }
-    let unit = match quota.unit {
-        Unit::Second => RateLimitUnit::Second,
-        Unit::Minute => RateLimitUnit::Minute,
-        Unit::Hour => RateLimitUnit::Hour,
-        Unit::Day => RateLimitUnit::Day,
-    };
-    let told = RateLimitOverride { requests_per_unit: quota.requests, unit: unit as i32 };
-    RateLimitDescriptor { entries, limit: Some(told), ..RateLimitDescriptor::default() }
-}
-
-/// What the answer means: each limit has a status, in the order of the question.
-fn judge(
-    worker: &Worker,
-    asked: &[Asked<'_>],
-    response: &RateLimitResponse,
-    grpc: bool,
-) -> Option<(Cause, Response<Body>)> {
+/// What the answer means for each limit that was asked about.
+fn judge(worker: &Worker, asked: &[Asked<'_>], answer: &Answer, grpc: bool) -> Option<(Cause, Response<Body>)> {
     let count = &worker.shared.metrics.rate_limits;
     let mut refusal = None;
     for (index, (limit, ..)) in asked.iter().enumerate() {
-        let status = response.statuses.get(index);
-        let is_over = status.map_or(response.overall_code, |status| status.code) == Code::OverLimit as i32;
-        match (is_over, limit.dry_run) {
-            (false, _) => count.allowed(),
-            (true, true) => count.would_refuse(&limit.name),
-            (true, false) => {
+        match (answer.over(index), limit.dry_run) {
+            (None, _) => count.allowed(),
+            (Some(_), true) => count.would_refuse(&limit.name),
+            (Some(reset), false) => {
                 count.refused(&limit.name);
-                refusal.get_or_insert_with(|| (Cause::RateLimited, answer(until_reset(status), grpc)));
+                refusal.get_or_insert_with(|| (Cause::RateLimited, super::answer(reset, grpc)));
             }
         }
     }
     refusal
-}
-
-/// A second if the service does not say.
-fn until_reset(status: Option<&DescriptorStatus>) -> Duration {
-    let told = status.and_then(|status| status.duration_until_reset.as_ref()).map(|told| told.seconds);
-    Duration::from_secs(told.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or_default().max(1))
 }
 
 fn fail(
@@ -157,9 +123,9 @@ impl Failure {
 async fn ask(
     worker: &Rc<Worker>,
     service: &RateLimitService,
-    question: &RateLimitRequest,
+    question: Bytes,
     headers: &HeaderMap,
-) -> Result<RateLimitResponse, Failure> {
+) -> Result<Answer, Failure> {
     let cluster = worker.shared.tables.load().asked.get(&service.cluster).cloned().ok_or(Failure::Unknown)?;
     let exchange = exchange(worker, &cluster, service, question, headers.get(TRACEPARENT));
     let response = tokio::time::timeout(service.timeout, exchange).await;
@@ -172,9 +138,9 @@ async fn exchange(
     worker: &Rc<Worker>,
     cluster: &Arc<Cluster>,
     service: &RateLimitService,
-    question: &RateLimitRequest,
+    question: Bytes,
     trace: Option<&HeaderValue>,
-) -> Result<RateLimitResponse, Failure> {
+) -> Result<Answer, Failure> {
     let (mut head, ()) = head(service, trace).map_err(|error| Failure::Answer(error.into()))?.into_parts();
     head.version = Version::HTTP_2;
     let target = Target {
@@ -188,7 +154,7 @@ async fn exchange(
         session: None,
         hash: None,
     };
-    let body = RequestBody::Full(Some(message(question)));
+    let body = RequestBody::Full(Some(question));
     let (response, lease) = attempt::send(&target, Source::own(head, body), |_| {}).await?;
     let answer = read(response).await.map_err(Failure::Answer)?;
     lease.complete();
@@ -208,18 +174,7 @@ fn head(service: &RateLimitService, trace: Option<&HeaderValue>) -> http::Result
     request.body(())
 }
 
-/// A message as gRPC sends it: not compressed, its length before it (gRPC `PROTOCOL-HTTP2.md`).
-fn message(question: &RateLimitRequest) -> Bytes {
-    let length = question.encoded_len();
-    let mut bytes = BytesMut::with_capacity(PREFIX + length);
-    bytes.put_u8(0);
-    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    // Fails only for want of room, and a `BytesMut` grows.
-    let _ = question.encode(&mut bytes);
-    bytes.freeze()
-}
-
-async fn read(response: Response<Incoming>) -> Result<RateLimitResponse, BoxError> {
+async fn read(response: Response<Incoming>) -> Result<Answer, BoxError> {
     let (head, body) = response.into_parts();
     let collected = Limited::new(body, MAX_ANSWER).collect().await?;
     let status = |fields: &HeaderMap| fields.get("grpc-status").map(|status| status.as_bytes() == b"0");
@@ -227,20 +182,10 @@ async fn read(response: Response<Incoming>) -> Result<RateLimitResponse, BoxErro
     if !head.status.is_success() || !ok {
         return Err(format!("status {}, gRPC {:?}", head.status, collected.trailers().unwrap_or(&head.headers)).into());
     }
-    let bytes = collected.to_bytes();
-    match bytes.split_at_checked(PREFIX) {
-        Some(([0, length @ ..], message))
-            if usize::try_from(u32::from_be_bytes(length.try_into()?))? == message.len() =>
-        {
-            Ok(RateLimitResponse::decode(message)?)
-        }
-        _ => Err("is not one message".into()),
-    }
+    wire::answer(&collected.to_bytes())
 }
 
 const METHOD: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 const TRACEPARENT: &str = "traceparent";
-/// Before each message of gRPC.
-const PREFIX: usize = 5;
 /// Bytes of an answer. Chosen: a status for each of a port's limits with room to spare.
 const MAX_ANSWER: usize = 64 * 1024;
