@@ -173,7 +173,7 @@ impl Ads {
                 Some((sets.get(&kind)?.get(name)?.clone(), snapshot.changed_at()))
             }
             Dialect::Grpc => {
-                let found = self.shared.publisher.grpc(snapshot, &client.grpc, kind, name)?;
+                let found = self.shared.publisher.grpc(snapshot, workload, &client.grpc, kind, name)?;
                 Some((found.resource, found.since))
             }
         }

@@ -4,15 +4,19 @@ use heddle_xds::resource::Resource;
 
 use super::{Client, cluster};
 use crate::emit::envoy;
-use crate::model::{Cluster, ForClient};
+use crate::model::{Endpoint, Endpoints};
 
-/// The endpoints of `cluster` that `client` can speak to: all near ones, or those of them that are meshed where it speaks
-/// mutual TLS.
-pub fn resource(cluster: &Cluster, endpoints: &ForClient<'_>, client: &Client) -> Resource {
-    let meshed_only = cluster::mutual_tls(cluster, client).is_some();
-    let some = endpoints.near.iter().filter(|endpoint| !meshed_only || endpoint.mtls.is_some());
-    let message = envoy::endpoints::assignment(endpoints.name.as_str(), some.map(|endpoint| (0, *endpoint)));
-    Resource::encode(endpoints.name.shared(), &message, [])
+/// Those of `all` that `client` can speak to: over mutual TLS where it speaks that, else in plaintext. The far ones are of the
+/// next priority, which gRPC turns to when no near one can be connected to or all are ejected.
+pub fn resource(all: &Endpoints, client: &Client) -> Resource {
+    let mutual_tls = cluster::mutual_tls(all, client).is_some();
+    let for_client = all.for_client(&client.place);
+    let spoken_to = |endpoint: &Endpoint| cluster::takes_mutual_tls(endpoint) == mutual_tls;
+    let mut some: Vec<_> = for_client.by_priority().filter(|(_, endpoint)| spoken_to(endpoint)).collect();
+    // gRPC refuses priorities that do not begin with 0.
+    let first = some.iter().map(|(priority, _)| *priority).min().unwrap_or_default();
+    some.iter_mut().for_each(|(priority, _)| *priority -= first);
+    Resource::encode(all.name.shared(), &envoy::endpoints::assignment(all.name.as_str(), some), [])
 }
 
 /// Those of invalid backends.

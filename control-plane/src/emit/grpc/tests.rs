@@ -1,19 +1,24 @@
 //! Translation for gRPC clients.
 
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as PbCluster;
+use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType as SocketConfig;
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
+use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{Route as PbRoute, RouteConfiguration};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use heddle_xds::resource::Kind;
 use prost::Message;
 
-use super::{Client, resource};
+use super::{Client, resource, server};
 use crate::emit::envoy::sample::model;
+use crate::model::{Model, WorkloadName};
 
 fn plaintext(namespace: &str) -> Client {
     Client { namespace: namespace.into(), ..Client::default() }
@@ -128,7 +133,7 @@ fn every_group_of_endpoints_has_locality_and_weight() {
 }
 
 #[test]
-fn mutual_tls_takes_a_client_with_certificates_and_a_meshed_cluster() {
+fn mutual_tls_takes_a_client_with_certificates_and_a_proxyless_endpoint() {
     let cluster = |client: &Client, name: &str| decoded::<PbCluster>(client, Kind::Cluster, name).transport_socket;
     let count = |client: &Client| {
         let assignment: ClusterLoadAssignment = decoded(client, Kind::Endpoints, "shop/web/80");
@@ -138,8 +143,8 @@ fn mutual_tls_takes_a_client_with_certificates_and_a_meshed_cluster() {
     assert!(cluster(&with_certificates(), "shop/grpc/7070").is_none());
     let socket = format!("{:?}", cluster(&with_certificates(), "shop/web/80").unwrap());
     assert!(socket.starts_with(r#"TransportSocket { name: "envoy.transport_sockets.tls""#), "{socket}");
-    // Two of three are meshed.
-    assert_eq!((count(&plaintext("shop")), count(&with_certificates())), (3, 2));
+    // One of three is proxyless itself, one has a sidecar, one is not meshed.
+    assert_eq!((count(&plaintext("shop")), count(&with_certificates())), (2, 1));
 }
 
 #[test]
@@ -148,4 +153,43 @@ fn least_request_is_offered_before_round_robin() {
     assert!(cluster("shop/grpc/7070").load_balancing_policy.is_none());
     let policy = format!("{:?}", cluster("shop/web/80").load_balancing_policy.unwrap());
     assert!(policy.contains("WrrLocality"), "{policy}");
+}
+
+/// What the sample's workload `cart-1` is told of a port it listens at.
+fn served(port: u16) -> Listener {
+    let model: Model = model();
+    let inbound = model.workloads[&WorkloadName::new("shop", "web-1")].inbound.as_ref().unwrap();
+    let name = format!("{}0.0.0.0:{port}", server::TEMPLATE);
+    let address = server::listening(&name).unwrap();
+    Listener::decode(server::listener(&name, address, inbound, &with_certificates()).bytes).unwrap()
+}
+
+#[test]
+fn a_server_takes_mutual_tls_only_unless_its_port_takes_none() {
+    let takes = |port| served(port).filter_chains[0].transport_socket.is_some();
+    assert_eq!([takes(7070), takes(8080), takes(9100)], [true, true, false], "STRICT, PERMISSIVE, DISABLE");
+}
+
+#[test]
+fn a_servers_filters_have_names_of_their_own_and_end_with_the_router() {
+    let mut chain = served(8080).filter_chains.remove(0);
+    let Some(ConfigType::TypedConfig(manager)) = chain.filters.remove(0).config_type else { panic!("a manager") };
+    let manager = HttpConnectionManager::decode(&*manager.value).unwrap();
+    let names: Vec<_> = manager.http_filters.iter().map(|filter| filter.name.as_str()).collect();
+    let rbac = ["envoy.filters.http.rbac-0", "envoy.filters.http.rbac-1"];
+    assert_eq!(names, [rbac[0], rbac[1], "envoy.filters.http.router"]);
+}
+
+#[test]
+#[expect(deprecated, reason = "gRPC reads it")]
+fn identities_are_said_in_the_field_that_every_implementation_reads() {
+    let socket = decoded::<PbCluster>(&with_certificates(), Kind::Cluster, "shop/web/80").transport_socket.unwrap();
+    let Some(SocketConfig::TypedConfig(any)) = socket.config_type else { panic!("typed") };
+    let common = UpstreamTlsContext::decode(&*any.value).unwrap().common_tls_context.unwrap();
+    let Some(ValidationContextType::ValidationContext(validation)) = common.validation_context_type else {
+        panic!("a context")
+    };
+    let typed = validation.match_typed_subject_alt_names.into_iter().map(|name| name.matcher.unwrap());
+    assert!(!validation.match_subject_alt_names.is_empty());
+    assert!(typed.eq(validation.match_subject_alt_names));
 }
