@@ -45,6 +45,7 @@ pub fn cluster(cluster: &Cluster, endpoints: &Endpoints, client: &Client) -> Res
         },
         circuit_breakers: Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() }),
         outlier_detection: settings.outlier.map(outlier),
+        lrs_server: client.counts_by_load.then(pb::same_server),
         transport_socket: mutual_tls(endpoints, client).map(|instance| transport_socket(instance, endpoints)),
         ..PbCluster::default()
     };

@@ -4,11 +4,12 @@ use heddle_xds::resource::Resource;
 
 use super::{Client, cluster};
 use crate::emit::envoy;
-use crate::model::{Endpoint, Endpoints};
+use crate::model::{Cluster, Endpoint, Endpoints, LoadBalancing};
 
-/// Those of `all` that `client` can speak to: over mutual TLS where it speaks that, else in plaintext. The far ones are of the
-/// next priority, which gRPC turns to when no near one can be connected to or all are ejected.
-pub fn resource(all: &Endpoints, client: &Client) -> Resource {
+/// Those of `all`, the endpoints of `cluster`, that `client` can speak to: over mutual TLS where it speaks that, else in
+/// plaintext. The far ones are of the next priority, which gRPC turns to when no near one can be connected to or all are
+/// ejected.
+pub fn resource(cluster: &Cluster, all: &Endpoints, client: &Client) -> Resource {
     let mutual_tls = cluster::mutual_tls(all, client).is_some();
     let for_client = all.for_client(&client.place);
     let spoken_to = |endpoint: &Endpoint| cluster::takes_mutual_tls(endpoint) == mutual_tls;
@@ -16,7 +17,26 @@ pub fn resource(all: &Endpoints, client: &Client) -> Resource {
     // gRPC refuses priorities that do not begin with 0.
     let first = some.iter().map(|(priority, _)| *priority).min().unwrap_or_default();
     some.iter_mut().for_each(|(priority, _)| *priority -= first);
-    Resource::encode(all.name.shared(), &envoy::endpoints::assignment(all.name.as_str(), some), [])
+    let message = match cluster.settings.load_balancing {
+        LoadBalancing::RingHash(_) | LoadBalancing::Maglev(_) => {
+            let anywhere =
+                some.into_iter().map(|(priority, endpoint)| (priority, without_locality(endpoint))).collect::<Vec<_>>();
+            envoy::endpoints::assignment(
+                all.name.as_str(),
+                anywhere.iter().map(|(priority, endpoint)| (*priority, endpoint)),
+            )
+        }
+        LoadBalancing::P2cEwma | LoadBalancing::LeastRequest | LoadBalancing::RoundRobin | LoadBalancing::Random => {
+            envoy::endpoints::assignment(all.name.as_str(), some)
+        }
+    };
+    Resource::encode(all.name.shared(), &message, [])
+}
+
+/// On a ring an endpoint's share is its weight times its locality's, of which some implementations do not take its part of the
+/// locality (gRFC A113): with one locality all have the same ring, and weights are what they say.
+fn without_locality(endpoint: &Endpoint) -> Endpoint {
+    Endpoint { locality: None, ..endpoint.clone() }
 }
 
 /// Those of invalid backends.

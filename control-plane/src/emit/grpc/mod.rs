@@ -49,6 +49,8 @@ pub struct Client {
     /// The certificate provider instance of its bootstrap that holds identity and roots ([`CERTIFICATE_PROVIDER`] by
     /// convention); `None`: it has none and speaks plaintext.
     pub certificate_provider: Option<Arc<str>>,
+    /// Whether it counts the requests under way, for circuit breaking, only where it is to report load: grpc-java.
+    pub counts_by_load: bool,
     /// Where it runs.
     pub place: Place,
 }
@@ -72,7 +74,10 @@ pub fn resource(model: &Model, client: &Client, kind: Kind, name: &str) -> Optio
             let (cluster, endpoints) = cluster(model, name)?;
             Some(cluster::cluster(cluster, endpoints, client))
         }
-        Kind::Endpoints => Some(endpoints::resource(cluster(model, name)?.1, client)),
+        Kind::Endpoints => {
+            let (cluster, endpoints) = cluster(model, name)?;
+            Some(endpoints::resource(cluster, endpoints, client))
+        }
     }
 }
 
