@@ -27,8 +27,7 @@ pub struct Outcome {
     /// gRPC's number.
     pub status: u16,
     /// What a status says beside it.
-    #[serde(rename = "message")]
-    pub _message: String,
+    pub message: String,
     /// How long it took.
     pub millis: u64,
 }
@@ -102,7 +101,9 @@ pub fn counted(outcomes: &[Outcome]) -> BTreeMap<String, usize> {
     counts
 }
 
-/// `DEADLINE_EXCEEDED` (gRPC `statuscodes.md`).
+/// `CANCELLED` (gRPC `statuscodes.md`).
+pub const CANCELLED: u16 = 1;
+/// `DEADLINE_EXCEEDED`.
 pub const DEADLINE_EXCEEDED: u16 = 4;
 /// `PERMISSION_DENIED`.
 pub const PERMISSION_DENIED: u16 = 7;

@@ -32,6 +32,7 @@ fn every_case_holds_for_every_client_and_no_resource_is_refused() {
         let clients: Vec<_> = world.clients.iter().map(|client| scope.spawn(|| all_cases(&world, client))).collect();
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
+    secure::from_a_sidecar(&world);
     println!("{}", table(&held, &world));
     println!("{} cases in {} ms", cases::ALL.len(), begun.elapsed().as_millis());
     for (name, pod) in world.processes() {

@@ -11,6 +11,7 @@ pub fn world() -> String {
     for (name, number, zone) in [("a", 10, "zone-a"), ("b", 11, "zone-b"), ("c", 12, "zone-b")] {
         text.push_str(&workload(name, number, "talk", zone, "meshed: false"));
     }
+    text.push_str(&workload("sided", 6, "client", "zone-a", "meshed: true"));
     for (name, number) in [(SERVERS[0], 20), (SERVERS[1], 21), ("impostor", 22)] {
         text.push_str(&workload(name, number, name, "zone-b", "proxyless: true"));
     }
@@ -27,9 +28,9 @@ pub fn world() -> String {
 /// Name, selector, the servers' port, and what else is said.
 fn services() -> Vec<(String, String, u16, &'static str)> {
     let all = ["any", "split", "paths", "headers", "hasty", "again", "faulty", "judged", "sticky"];
-    let mut services: Vec<_> = all.map(|name| (name.to_owned(), "app: talk".to_owned(), PORT, "")).into();
-    let one = ["a", "b", "c", SERVERS[0], SERVERS[1], "impostor"];
-    services.extend(one.map(|name| (name.to_owned(), format!("server: {name}"), PORT, "")));
+    let one = [SERVERS[0], SERVERS[1], "impostor", "a", "b", "c"];
+    let mut services: Vec<_> = one.map(|name| (name.to_owned(), format!("server: {name}"), PORT, "")).into();
+    services.extend(all.map(|name| (name.to_owned(), "app: talk".to_owned(), PORT, "")));
     services.push(("narrow".to_owned(), "server: a".to_owned(), PORT, ""));
     for (port, (client, _)) in (PORT + 1..).zip(CLIENTS) {
         services.push((format!("moved-{client}"), "app: talk".to_owned(), PORT, ""));
@@ -38,6 +39,9 @@ fn services() -> Vec<(String, String, u16, &'static str)> {
     }
     services
 }
+
+/// The Services of [`SERVERS`].
+pub const SERVER_ADDRESSES: [&str; 2] = ["10.96.0.1", "10.96.0.2"];
 
 /// All of a Service's calls go to one server.
 pub fn moved(service: &str, server: &str) -> String {
@@ -98,7 +102,7 @@ kind: HTTPRoute
 metadata: { name: hasty, namespace: shop }
 spec:
   parentRefs: [{ group: "", kind: Service, name: hasty }]
-  rules: [{ timeouts: { request: 500ms }, backendRefs: [{ name: a, port: 7070 }] }]
+  rules: [{ timeouts: { request: 3s }, backendRefs: [{ name: a, port: 7070 }] }]
 ---
 apiVersion: heddle.dev/v1alpha1
 kind: TrafficPolicy
@@ -155,6 +159,8 @@ spec:
   rules:
   - from: [{ principals: [shop/client-go, shop/client-java, shop/client-grpcio], namespaces: [shop] }]
     to: [{ methods: [POST], paths: [/heddle.test.Talk/*], hosts: [guarded-go.shop, guarded-java.shop] }]
+  - from: [{ principals: [shop/sided] }]
+    to: [{ ports: [50051], hosts: [10.96.0.*] }]
 ---
 apiVersion: heddle.dev/v1alpha1
 kind: AuthorizationPolicy

@@ -102,6 +102,11 @@ pub fn go_client(pod: &MeshPod, identity: &Identity) -> Server {
     Server::start(pod, command, "ready")
 }
 
+/// A client of targets that are not xDS'.
+pub fn go_client_without_xds(pod: &MeshPod) -> Server {
+    Server::start(pod, go(), "ready")
+}
+
 /// A client.
 pub fn java_client(pod: &MeshPod, identity: &Identity) -> Server {
     Server::start(pod, java(identity), "ready")

@@ -3,6 +3,7 @@
 use heddle_tests::talk;
 
 use super::calls::{Calls, PERMISSION_DENIED, UNAVAILABLE, counted};
+use super::manifests;
 use super::world::{Client, SERVERS, World};
 
 /// Nobody without a certificate of the mesh is served there.
@@ -28,6 +29,15 @@ pub fn authorization(world: &World, client: &Client) {
         assert_eq!(status(client, &Calls::to(server)), 0);
         assert_eq!(status(client, &Calls::to(server).ask()), PERMISSION_DENIED, "one method is denied");
         assert_eq!(status(&world.stranger, &Calls::to(server)), PERMISSION_DENIED, "the stranger is not allowed");
+    }
+}
+
+/// A sidecar speaks mutual TLS to servers without one, and they know who calls.
+pub fn from_a_sidecar(world: &World) {
+    for service in manifests::SERVER_ADDRESSES {
+        let calls = Calls::to_target(&format!("passthrough:///{service}:7070"));
+        assert_eq!(world.sided.makes(&calls)[0].status, 0, "{service}");
+        assert_eq!(world.sided.makes(&calls.ask())[0].status, PERMISSION_DENIED, "{service}");
     }
 }
 

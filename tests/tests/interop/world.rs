@@ -26,6 +26,8 @@ pub struct World {
     pub stranger: Client,
     /// The pods of `a`, `b` and `c`, of which the first is in the clients' zone.
     pub servers: Vec<MeshPod>,
+    /// A client with a sidecar, of Go.
+    pub sided: Client,
     guarded: Vec<MeshPod>,
     _impostor: MeshPod,
     /// Who owns which key on the ring, as the first client found it.
@@ -68,6 +70,7 @@ impl World {
         };
         let clients: Vec<_> = CLIENTS.into_iter().enumerate().map(client).collect();
         let stranger = client((CLIENTS.len(), ("stranger", 5)));
+        let sided = Client { name: "sided", pod: mesh.workload("sided", 6, "sided", 1), own_port: 0 };
         let guarded: Vec<_> = [(SERVERS[0], 20), (SERVERS[1], 21)].map(|(name, number)| mesh.pod(name, number)).into();
         let impostor = mesh.pod("impostor", 22);
         let everyone = clients.iter().chain([&stranger]).map(|client| &client.pod).chain(&guarded).chain([&impostor]);
@@ -80,6 +83,7 @@ impl World {
                 scope.spawn(|| programs::java_client(&clients[1].pod, java)),
                 scope.spawn(|| programs::grpcio_client(&clients[2].pod, grpcio)),
                 scope.spawn(|| programs::go_client(&stranger.pod, nobody)),
+                scope.spawn(|| programs::go_client_without_xds(&sided.pod)),
                 scope.spawn(|| programs::go_server(&guarded[0], guarded_go, guarded_go)),
                 scope.spawn(|| programs::java_server(&guarded[1], guarded_java)),
                 // It shows another's certificate.
@@ -90,7 +94,7 @@ impl World {
         running.extend(started);
         running.extend(identities.into_iter().map(|identity| identity.agent));
         let owners = Mutex::default();
-        Self { _programs: running, clients, stranger, servers, guarded, _impostor: impostor, owners, mesh }
+        Self { _programs: running, clients, stranger, servers, sided, guarded, _impostor: impostor, owners, mesh }
     }
 
     /// Where a server of [`SERVERS`] listens.

@@ -1,5 +1,6 @@
 //! Endpoints for calls. gRPC itself leaves out the draining ones.
 
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use heddle_xds::resource::Resource;
 
 use super::{Client, cluster};
@@ -18,14 +19,7 @@ pub fn resource(cluster: &Cluster, all: &Endpoints, client: &Client) -> Resource
     let first = some.iter().map(|(priority, _)| *priority).min().unwrap_or_default();
     some.iter_mut().for_each(|(priority, _)| *priority -= first);
     let message = match cluster.settings.load_balancing {
-        LoadBalancing::RingHash(_) | LoadBalancing::Maglev(_) => {
-            let anywhere =
-                some.into_iter().map(|(priority, endpoint)| (priority, without_locality(endpoint))).collect::<Vec<_>>();
-            envoy::endpoints::assignment(
-                all.name.as_str(),
-                anywhere.iter().map(|(priority, endpoint)| (*priority, endpoint)),
-            )
-        }
+        LoadBalancing::RingHash(_) | LoadBalancing::Maglev(_) => on_a_ring(all.name.as_str(), &some),
         LoadBalancing::P2cEwma | LoadBalancing::LeastRequest | LoadBalancing::RoundRobin | LoadBalancing::Random => {
             envoy::endpoints::assignment(all.name.as_str(), some)
         }
@@ -34,9 +28,11 @@ pub fn resource(cluster: &Cluster, all: &Endpoints, client: &Client) -> Resource
 }
 
 /// On a ring an endpoint's share is its weight times its locality's, of which some implementations do not take its part of the
-/// locality (gRFC A113): with one locality all have the same ring, and weights are what they say.
-fn without_locality(endpoint: &Endpoint) -> Endpoint {
-    Endpoint { locality: None, ..endpoint.clone() }
+/// locality (gRFC A113): with one locality they have the same ring, and weights are what they say.
+fn on_a_ring(name: &str, endpoints: &[(u32, &Endpoint)]) -> ClusterLoadAssignment {
+    let without = |endpoint: &Endpoint| Endpoint { locality: None, ..endpoint.clone() };
+    let somewhere: Vec<_> = endpoints.iter().map(|(priority, endpoint)| (*priority, without(endpoint))).collect();
+    envoy::endpoints::assignment(name, somewhere.iter().map(|(priority, endpoint)| (*priority, endpoint)))
 }
 
 /// Those of invalid backends.
