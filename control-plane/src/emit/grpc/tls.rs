@@ -13,8 +13,8 @@ use crate::model::SpiffeId;
 
 /// Both from the instance `provider`; the peer must show one of `identities`, where there are any.
 ///
-/// They are said twice: grpc-go and grpc-java read the field that Envoy calls deprecated and no other, and would take any
-/// certificate of the mesh without it.
+/// They are said twice: grpc-go, grpc-java and C-core read the field that Envoy calls deprecated and no other, and would take
+/// any certificate of the mesh without it.
 #[expect(deprecated, reason = "gRPC reads it")]
 pub fn by(provider: &str, identities: &BTreeSet<&SpiffeId>) -> CommonTlsContext {
     let instance = || CertificateProviderPluginInstance { instance_name: provider.to_owned(), ..Default::default() };
