@@ -173,7 +173,7 @@ impl Ads {
                 Some((sets.get(&kind)?.get(name)?.clone(), snapshot.changed_at()))
             }
             Dialect::Grpc => {
-                let found = self.shared.publisher.grpc(snapshot, &client.grpc, kind, name)?;
+                let found = self.shared.publisher.grpc(snapshot, workload, &client.grpc, kind, name)?;
                 Some((found.resource, found.since))
             }
         }
@@ -229,6 +229,7 @@ impl Source for Ads {
             grpc: grpc::Client {
                 namespace: caller.workload.namespace.clone(),
                 certificate_provider: metadata(node, CERTIFICATE_PROVIDER).map(Arc::from),
+                counts_by_load: node.user_agent_name == GRPC_JAVA,
                 place,
             },
             settings: envoy_settings(node),
@@ -345,6 +346,8 @@ fn metadata<'n>(node: &'n Node, key: &str) -> Option<&'n str> {
 /// Node metadata of a proxyless gRPC client: the certificate provider instance of its bootstrap that holds its identity and
 /// the roots. Without it the client is told to speak plaintext.
 pub const CERTIFICATE_PROVIDER: &str = "heddle.dev/certificate-provider";
+/// The user agent of grpc-java (`GrpcUtil.getGrpcBuildVersion`).
+const GRPC_JAVA: &str = "gRPC Java";
 /// Node metadata of an Envoy: the directory the identity agent writes to, as that Envoy sees it.
 pub const IDENTITY_DIRECTORY: &str = "heddle.dev/identity-directory";
 /// Bytes of such a text. Linux' longest path (`PATH_MAX`).

@@ -30,6 +30,7 @@ use crate::cluster::secret::{Place, Secret};
 use crate::cluster::status;
 use crate::config::{self, Config};
 use crate::issue::Service;
+use crate::loads::{self, LoadReportingServiceServer, Loads};
 use crate::mesh::Mesh;
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
@@ -377,6 +378,7 @@ async fn serve_tls(
     let replicas = ReplicasServer::new(replicas).max_decoding_message_size(replicas::MAX_REPORT_BYTES);
     let serve = server()
         .add_service(AggregatedDiscovery::new(Arc::new(Ads::new(ads, Port::Tls))))
+        .add_service(loads(Port::Tls))
         .add_service(identity)
         .add_service(replicas)
         .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stop_signal(stopped));
@@ -396,10 +398,15 @@ async fn serve_plain(
     let accept = listen::accept_plain(listener, connections, MAX_PLAIN_CONNECTIONS, stopped.clone(), metrics);
     let serve = server()
         .add_service(AggregatedDiscovery::new(Arc::new(Ads::new(shared, Port::Loopback))))
+        .add_service(loads(Port::Loopback))
         .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stop_signal(stopped));
     let ((), served) = tokio::join!(accept, serve);
     served?;
     Ok(())
+}
+
+fn loads(port: Port) -> LoadReportingServiceServer<Loads> {
+    LoadReportingServiceServer::new(Loads(port)).max_decoding_message_size(loads::MAX_REQUEST_BYTES)
 }
 
 fn server() -> Server {

@@ -13,6 +13,7 @@ pub mod feedback;
 pub mod inject;
 pub mod issue;
 pub mod listen;
+pub mod loads;
 pub mod logging;
 pub mod mesh;
 pub mod metrics;

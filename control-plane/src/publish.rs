@@ -154,8 +154,23 @@ impl Publisher {
         Some(published)
     }
 
-    /// The resource a proxyless gRPC client gets for a name, as `snapshot` has it; `None`: there is none.
-    pub fn grpc(&self, snapshot: &Snapshot, client: &grpc::Client, kind: Kind, name: &str) -> Option<Published> {
+    /// The resource `workload`, a proxyless gRPC client or server, gets for a name, as `snapshot` has it; `None`: there is none.
+    pub fn grpc(
+        &self,
+        snapshot: &Snapshot,
+        workload: &WorkloadName,
+        client: &grpc::Client,
+        kind: Kind,
+        name: &str,
+    ) -> Option<Published> {
+        if kind == Kind::Listener
+            && let Some(address) = grpc::server::listening(name)
+        {
+            // For nobody else, so it is not kept.
+            let inbound = snapshot.model().workloads.get(workload)?.inbound.as_ref()?;
+            let resource = grpc::server::listener(name, address, inbound, client);
+            return Some(Published { resource, since: snapshot.changed_at });
+        }
         let targets = || self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = targets().find(snapshot.generation, client, kind, name) {
             return Some(found);

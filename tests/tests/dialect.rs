@@ -971,6 +971,7 @@ fn endpoints() -> model::Endpoints {
     let endpoint = |text: &str, account: Option<&str>, workload: Option<&str>| model::Endpoint {
         address: address(text),
         mtls: account.map(|account| SpiffeId::new("mesh", "shop", account)),
+        proxyless: false,
         weight: 1,
         draining: false,
         workload: workload.map(|name| model::WorkloadName::new("shop", name)),

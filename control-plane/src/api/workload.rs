@@ -24,6 +24,7 @@ use super::{FieldError, ObjectStatus};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.addresses.all(a, isIP(a) && (ip(a).isGlobalUnicast() || ip(a).isLinkLocalUnicast()))").message("give IPv4 or IPv6 addresses other hosts can reach, without port"))]
+#[x_kube(validation = Rule::new("!has(self.proxyless) || !self.proxyless || !has(self.meshed) || self.meshed").message("what is proxyless is meshed: leave meshed out"))]
 #[x_kube(validation = Rule::new("!has(self.ports) || self.ports.all(p, self.ports.exists_one(q, q.port == p.port))").message("give each port once"))]
 #[x_kube(validation = Rule::new("!has(self.ports) || self.ports.all(p, !has(p.name) || self.ports.exists_one(q, has(q.name) && q.name == p.name))").message("give each port name once"))]
 pub struct WorkloadSpec {
@@ -41,9 +42,12 @@ pub struct WorkloadSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub ports: Vec<WorkloadPort>,
-    /// Whether it has a sidecar. Default: true.
+    /// Whether it has a sidecar, or is `proxyless`. Default: true.
     #[serde(default = "yes")]
     pub meshed: bool,
+    /// Whether its servers are gRPC that is told by xDS whom it takes, so that it needs no sidecar (gRFC A36). Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proxyless: bool,
     /// Its share of what a Service's clients ask, relative to the other endpoints; 1 to 1000. Default: 1, as for pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
@@ -112,6 +116,10 @@ impl WorkloadSpec {
                 "",
                 "name a service account, or leave the field out",
             ));
+        }
+        if self.proxyless && !self.meshed {
+            let remedy = "leave `meshed` out: what takes its configuration by xDS is part of the mesh";
+            found.push(FieldError::new("spec.meshed", false, remedy));
         }
         if let Some(weight) = self.weight.filter(|weight| !(1..=MAX_WEIGHT).contains(weight)) {
             found.push(FieldError::new("spec.weight", weight, format!("give a share from 1 to {MAX_WEIGHT}")));

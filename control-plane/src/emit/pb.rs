@@ -10,7 +10,8 @@ use envoy_types::pb::envoy::config::core::v3::address::Address as AnyAddress;
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ApiVersion, CidrRange, ConfigSource, Metadata, SocketAddress, TcpKeepalive,
+    Address, AggregatedConfigSource, ApiVersion, CidrRange, ConfigSource, Metadata, SelfConfigSource, SocketAddress,
+    TcpKeepalive,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
@@ -85,6 +86,15 @@ pub fn address(address: SocketAddr) -> Address {
 /// A network.
 pub fn cidr(network: &IpNet) -> CidrRange {
     CidrRange { address_prefix: network.addr().to_string(), prefix_len: Some(uint32(u32::from(network.prefix_len()))) }
+}
+
+/// "Whoever said this."
+pub fn same_server() -> ConfigSource {
+    ConfigSource {
+        config_source_specifier: Some(ConfigSourceSpecifier::Self_(SelfConfigSource::default())),
+        resource_api_version: ApiVersion::V3 as i32,
+        ..ConfigSource::default()
+    }
 }
 
 /// "Ask for it on this same aggregated stream."

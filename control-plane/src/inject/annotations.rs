@@ -10,7 +10,7 @@ use super::settings::{self, AccessLog, QUANTITY, Resources};
 use super::{INJECT, INJECTED, Settings};
 use crate::api::FieldError;
 use crate::api::workload::MAX_WEIGHT;
-use crate::objects::pod::{EXCLUDE_INBOUND_PORTS, WEIGHT};
+use crate::objects::pod::{EXCLUDE_INBOUND_PORTS, PROXYLESS, WEIGHT};
 use crate::objects::ports::{self, MAX_EXCLUSIONS, PortRange};
 
 /// The settings as they hold for one pod.
@@ -72,6 +72,7 @@ pub(super) fn read(metadata: &ObjectMeta, settings: &Settings) -> (Wishes, Vec<F
     }
     // The control plane reads it of the pod.
     reader.read(WEIGHT, |text| number(text, 1, MAX_WEIGHT as u16));
+    reader.read(PROXYLESS, not_proxyless);
     reader.compare(&wishes.resources);
     (wishes, reader.errors)
 }
@@ -143,6 +144,13 @@ fn quantity(text: &str) -> Result<String, String> {
     if nanos(text).is_some() { Ok(text.to_owned()) } else { Err(QUANTITY.to_owned()) }
 }
 
+fn not_proxyless(text: &str) -> Result<(), String> {
+    match text {
+        "false" => Ok(()),
+        _ => Err(format!("annotate the pod with {INJECT}: disabled too: it has a sidecar, or is gRPC without one")),
+    }
+}
+
 fn access_log(text: &str) -> Result<AccessLog, String> {
     match text {
         "off" => Ok(AccessLog::Off),
@@ -173,7 +181,7 @@ const QUANTITIES: [(&str, &str, bool); 4] = [
     (MEMORY_LIMIT, "memory", true),
 ];
 /// All that mean something on a pod.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     INJECT,
     INJECTED,
     EXCLUDE_INBOUND_PORTS,
@@ -184,6 +192,7 @@ const KNOWN: [&str; 14] = [
     WORKERS,
     PRE_STOP_SECONDS,
     WEIGHT,
+    PROXYLESS,
     CPU_REQUEST,
     CPU_LIMIT,
     MEMORY_REQUEST,

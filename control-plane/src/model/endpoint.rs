@@ -27,6 +27,9 @@ pub struct Endpoint {
     /// meshed or its port's mode is DISABLE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtls: Option<SpiffeId>,
+    /// Without a sidecar: gRPC that takes what it is sent by itself.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub proxyless: bool,
     /// Relative share, at least 1.
     pub weight: u32,
     /// On its way out: keeps its connections, gets no new requests.
@@ -156,6 +159,7 @@ mod tests {
         Endpoint {
             address: SocketAddr::from(([10, 1, 0, number], 80)),
             mtls: None,
+            proxyless: false,
             weight: 1,
             draining,
             workload: None,

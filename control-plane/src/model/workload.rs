@@ -169,6 +169,8 @@ impl Workload {
         Endpoint {
             address,
             mtls: port.mtls.then(|| self.identity.clone()),
+            // Decides for gRPC only, which dials no addresses.
+            proxyless: false,
             weight: 1,
             // Whoever dials an address means it, even while the workload is on its way out.
             draining: false,

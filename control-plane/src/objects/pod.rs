@@ -55,6 +55,12 @@ impl Pod {
         self.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(INJECTED))
     }
 
+    /// Whether its servers are gRPC that is told by xDS whom it takes, instead of a sidecar.
+    pub fn proxyless(&self) -> bool {
+        let annotation = self.metadata.annotations.as_ref().and_then(|annotations| annotations.get(PROXYLESS));
+        annotation.is_some_and(|value| value == "true") && !self.injected()
+    }
+
     /// Its share of what a Service's clients ask. What cannot be read is 1.
     pub fn weight(&self) -> u32 {
         let text = self.metadata.annotations.as_ref().and_then(|annotations| annotations.get(WEIGHT));
@@ -78,6 +84,8 @@ pub const EXCLUDE_INBOUND_PORTS: &str = "heddle.dev/exclude-inbound-ports";
 pub const METRICS_PORT: u16 = 15020;
 /// The annotation of a pod that has a sidecar; its value is the version that injected it.
 pub const INJECTED: &str = "heddle.dev/injected";
+/// The annotation `true` of a pod without a sidecar whose servers are gRPC that is told by xDS whom it takes (gRFC A36).
+pub const PROXYLESS: &str = "heddle.dev/proxyless";
 /// Annotations whose names begin so are kept.
 const OWN_ANNOTATIONS: &str = "heddle.dev/";
 

@@ -29,6 +29,8 @@ pub(super) struct Instance {
     pub(super) service_account: Arc<str>,
     pub(super) ports: Vec<Port>,
     pub(super) meshed: bool,
+    /// Meshed without a sidecar.
+    pub(super) proxyless: bool,
     /// Ports that are reached past its sidecar, the sidecar's own apart.
     pub(super) excluded: Vec<PortRange>,
     pub(super) host_network: bool,
@@ -134,7 +136,8 @@ fn of_pod(pod: &Pod) -> Option<Instance> {
         addresses: pod.addresses.clone(),
         service_account: pod.service_account.clone(),
         ports: ports.map(|port| Port { name: port.name.clone(), number: port.number, app_protocol: None }).collect(),
-        meshed: !pod.host_network && pod.injected(),
+        meshed: !pod.host_network && (pod.injected() || pod.proxyless()),
+        proxyless: !pod.host_network && pod.proxyless(),
         excluded: pod.excluded_ports(),
         host_network: pod.host_network,
         // Before anybody has looked: a manifest written by hand means a pod that runs.
@@ -167,6 +170,7 @@ fn of_workload(workload: &api::Workload) -> Option<Instance> {
         service_account: workload.spec.service_account_name.as_str().into(),
         ports: ports.collect(),
         meshed: workload.spec.meshed,
+        proxyless: workload.spec.proxyless,
         excluded: Vec::new(),
         host_network: workload.spec.host_network,
         ready: true,

@@ -263,6 +263,7 @@ fn endpoint(
     Endpoint {
         address,
         mtls: identity,
+        proxyless: instance.is_some_and(|instance| instance.proxyless),
         weight: instance.map_or(1, |instance| instance.weight),
         draining,
         workload: instance.map(Instance::known_as),

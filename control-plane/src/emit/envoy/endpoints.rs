@@ -80,6 +80,7 @@ mod tests {
         Endpoint {
             address: address.parse().unwrap(),
             mtls: None,
+            proxyless: false,
             weight: 3,
             draining: false,
             workload: None,

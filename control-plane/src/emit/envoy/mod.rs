@@ -35,7 +35,7 @@ mod listener;
 mod outbound;
 mod path;
 mod rate_limit;
-mod rbac;
+pub(in crate::emit) mod rbac;
 mod redirect;
 mod reply;
 mod retry;

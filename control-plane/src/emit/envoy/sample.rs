@@ -278,12 +278,13 @@ fn plain(name: &str, address: &str, protocol: Protocol, identities: &[SpiffeId])
     }
 }
 
-/// One meshed endpoint for each identity, and one that is not.
+/// One meshed endpoint for each identity, the first of them without a sidecar, and one that is not meshed.
 fn endpoints(identities: &[SpiffeId]) -> Vec<Endpoint> {
     let all = identities.iter().map(Some).chain([None]).enumerate();
     let endpoints = all.map(|(index, mtls)| Endpoint {
         address: format!("10.0.0.{}:8080", index + 1).parse().unwrap(),
         mtls: mtls.cloned(),
+        proxyless: index == 0,
         weight: 1,
         draining: index == 1,
         workload: None,

@@ -1,5 +1,6 @@
 //! Clusters for calls: endpoints by EDS, in plaintext or, where client and cluster can, over mutual TLS (gRFC A29).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
@@ -15,21 +16,17 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::
 use envoy_types::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::ring_hash::HashFunction;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin;
 use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext, UpstreamTlsContext,
-};
-use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use heddle_xds::resource::Resource;
 use prost::Name;
 
-use super::Client;
+use super::{Client, tls};
 use crate::emit::balancing::{LEAST_REQUEST, RING_HASH, policy};
 use crate::emit::{envoy, pb};
-use crate::model::{Cluster, LoadBalancing, Outlier, SpiffeId};
+use crate::model::{Cluster, Endpoint, Endpoints, LoadBalancing, Outlier, SpiffeId};
 
-/// A cluster as `client` gets it.
-pub fn cluster(cluster: &Cluster, client: &Client) -> Resource {
+/// A cluster as `client` gets it, whose endpoints are `endpoints`.
+pub fn cluster(cluster: &Cluster, endpoints: &Endpoints, client: &Client) -> Resource {
     let settings = &cluster.settings;
     let thresholds = Thresholds { max_requests: Some(pb::uint32(settings.limits.requests)), ..Thresholds::default() };
     let message = PbCluster {
@@ -48,7 +45,8 @@ pub fn cluster(cluster: &Cluster, client: &Client) -> Resource {
         },
         circuit_breakers: Some(CircuitBreakers { thresholds: vec![thresholds], ..CircuitBreakers::default() }),
         outlier_detection: settings.outlier.map(outlier),
-        transport_socket: mutual_tls(cluster, client).map(|instance| transport_socket(instance, &cluster.identities)),
+        lrs_server: client.counts_by_load.then(pb::same_server),
+        transport_socket: mutual_tls(endpoints, client).map(|instance| transport_socket(instance, endpoints)),
         ..PbCluster::default()
     };
     Resource::encode(cluster.name.shared(), &message, pb::sources(&cluster.sources))
@@ -67,9 +65,15 @@ pub fn nowhere() -> Resource {
     Resource::encode(envoy::NO_CLUSTER, &message, [])
 }
 
-/// The certificate provider by which `client` speaks mutual TLS to `cluster`, if both can.
-pub fn mutual_tls<'c>(cluster: &Cluster, client: &'c Client) -> Option<&'c str> {
-    client.certificate_provider.as_deref().filter(|_| !cluster.identities.is_empty())
+/// The certificate provider by which `client` speaks mutual TLS to some of `endpoints`, if it has one and they take it.
+pub fn mutual_tls<'c>(endpoints: &Endpoints, client: &'c Client) -> Option<&'c str> {
+    client.certificate_provider.as_deref().filter(|_| endpoints.endpoints.iter().any(takes_mutual_tls))
+}
+
+/// Whether it takes mutual TLS of gRPC, and nothing else. A sidecar does not: gRPC offers ALPN `h2` and no name of ours, so
+/// its TLS would be relayed as the application's own, or refused.
+pub fn takes_mutual_tls(endpoint: &Endpoint) -> bool {
+    endpoint.proxyless && endpoint.mtls.is_some()
 }
 
 /// On a ring, by what routes say is hashed (gRFC A42); it takes localities as one.
@@ -92,43 +96,42 @@ fn picking(name: &str, config: &impl Name) -> LoadBalancingPolicy {
 }
 
 /// gRPC counts no failures in a row (A50). Nearest: all calls of an interval failed, and there were as many. With its
-/// default of 100 for what is unset, the other detector has to be switched off.
+/// default of 100 for what is unset, a detector that is not wanted has to be switched off.
 fn outlier(outlier: Outlier) -> OutlierDetection {
+    let in_a_row =
+        [outlier.consecutive_failures, outlier.consecutive_gateway_errors, outlier.consecutive_local_origin_failures];
+    let all_failed = in_a_row.into_iter().filter(|failures| *failures > 0).min();
+    let statistics = outlier.statistics;
+    let success_rate = statistics.and_then(|statistics| statistics.success_rate_stdev_factor);
+    let enforced = |on: bool| Some(pb::uint32(if on { 100 } else { 0 }));
     OutlierDetection {
-        interval: Some(pb::duration(INTERVAL)),
+        interval: Some(pb::duration(statistics.map_or(INTERVAL, |statistics| statistics.interval))),
         base_ejection_time: Some(pb::duration(outlier.base_ejection)),
         max_ejection_time: Some(pb::duration(outlier.max_ejection.max(outlier.base_ejection))),
         max_ejection_percent: Some(pb::uint32(outlier.max_ejected_percent.min(100))),
-        enforcing_success_rate: Some(pb::uint32(0)),
-        enforcing_failure_percentage: Some(pb::uint32(100)),
+        enforcing_success_rate: enforced(success_rate.is_some()),
+        success_rate_stdev_factor: success_rate.map(pb::uint32),
+        success_rate_minimum_hosts: statistics.map(|statistics| pb::uint32(statistics.minimum_hosts)),
+        success_rate_request_volume: statistics.map(|statistics| pb::uint32(statistics.request_volume)),
+        enforcing_failure_percentage: enforced(all_failed.is_some()),
         failure_percentage_threshold: Some(pb::uint32(ALL_FAILED)),
         failure_percentage_minimum_hosts: Some(pb::uint32(2)),
-        failure_percentage_request_volume: Some(pb::uint32(outlier.consecutive_failures.max(1))),
+        failure_percentage_request_volume: all_failed.map(pb::uint32),
         ..OutlierDetection::default()
     }
 }
 
-/// Certificates and roots of the client's own bootstrap; the peer must show one of `identities`.
-fn transport_socket(instance: &str, identities: &[SpiffeId]) -> TransportSocket {
-    let provider = || CertificateProviderPluginInstance { instance_name: instance.to_owned(), ..Default::default() };
-    let exact = |id: &SpiffeId| envoy::tls::uri(MatchPattern::Exact(id.to_string()));
-    let validation = CertificateValidationContext {
-        ca_certificate_provider_instance: Some(provider()),
-        match_typed_subject_alt_names: identities.iter().map(exact).collect(),
-        ..CertificateValidationContext::default()
-    };
-    let context = UpstreamTlsContext {
-        common_tls_context: Some(CommonTlsContext {
-            tls_certificate_provider_instance: Some(provider()),
-            validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
-            ..CommonTlsContext::default()
-        }),
+/// The peer must show an identity of one of them.
+fn transport_socket(instance: &str, endpoints: &Endpoints) -> TransportSocket {
+    let taking = endpoints.endpoints.iter().filter(|endpoint| takes_mutual_tls(endpoint));
+    let identities: BTreeSet<&SpiffeId> = taking.filter_map(|endpoint| endpoint.mtls.as_ref()).collect();
+    envoy::tls::socket(&UpstreamTlsContext {
+        common_tls_context: Some(tls::by(instance, &identities)),
         ..UpstreamTlsContext::default()
-    };
-    envoy::tls::socket(&context)
+    })
 }
 
-/// Over which calls are counted: gRFC A50's default.
+/// Over which calls are counted where nothing is compared: gRFC A50's default.
 const INTERVAL: Duration = Duration::from_secs(10);
 /// Percent: an address is ejected when more than this failed.
 const ALL_FAILED: u32 = 99;

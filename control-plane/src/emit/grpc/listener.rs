@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, http_filter,
 };
+use envoy_types::pb::google::protobuf::Any;
 use heddle_xds::resource::Resource;
 
 use crate::emit::{envoy, fault, pb};
@@ -16,11 +17,6 @@ use crate::model::{ResourceName, SourceRef};
 
 /// The listener named as the target was written.
 pub fn listener(name: &str, table: &ResourceName, sources: &[SourceRef]) -> Resource {
-    let filter = |name: &str, config| HttpFilter {
-        name: name.to_owned(),
-        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
-        ..HttpFilter::default()
-    };
     let filters = [filter(fault::FILTER, fault::none()), filter(envoy::ROUTER, pb::any(&Router::default()))];
     let rds = Rds { config_source: Some(pb::ads()), route_config_name: table.to_string() };
     let manager = HttpConnectionManager {
@@ -34,4 +30,13 @@ pub fn listener(name: &str, table: &ResourceName, sources: &[SourceRef]) -> Reso
         ..Listener::default()
     };
     Resource::encode(Arc::from(name), &message, pb::sources(sources))
+}
+
+/// A filter of a connection manager.
+pub fn filter(name: &str, config: Any) -> HttpFilter {
+    HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
+        ..HttpFilter::default()
+    }
 }

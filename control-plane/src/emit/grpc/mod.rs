@@ -1,8 +1,9 @@
 //! The model as a proxyless gRPC client understands it (`xds:///<service>.<namespace>:<port>`): everything by name.
 //!
 //! The listener is named as the target was written; it asks for the route table of the Service's port, that for clusters,
-//! those for endpoints, under the names they have in the model. Source: gRFC A27 and, for what is inside, A28 (matching),
-//! A29 (TLS), A32 (circuit breaking), A44 (retries), A48 (least request), A50 (outlier detection), A52 (policies).
+//! those for endpoints, under the names they have in the model. A server asks for a listener of its own by the address it
+//! listens at ([`server`]). Source: gRFC A27 and, for what is inside, A28 (matching), A29 (TLS), A32 (circuit breaking), A36
+//! (servers), A41 (authorization), A44 (retries), A48 (least request), A50 (outlier detection), A52 (policies).
 //!
 //! Where a client without a sidecar differs from one with:
 //! - gRPC applies no header changes, redirects or rewrites, and knows no per-try timeout, retry budget or response codes.
@@ -11,9 +12,9 @@
 //! - A hash is taken of what the Service says whose port is called, of headers and, for the client's address, of the channel
 //!   (A42); Maglev is a ring, and a random choice one after another.
 //! - Failures in a row are not counted: an endpoint is ejected when all calls of an interval failed.
-//! - Where a client has certificates ([`Client::certificate_provider`]) and a cluster is meshed, it is given the meshed
-//!   endpoints only, because gRPC knows one kind of connection for each cluster. gRPC offers ALPN `h2` and nothing else,
-//!   so a sidecar takes it for the application's own TLS: relayed in PERMISSIVE and DISABLE, refused in STRICT.
+//! - gRPC knows one kind of connection for each cluster. A client with certificates ([`Client::certificate_provider`]) is
+//!   given the endpoints that are proxyless and meshed themselves, over mutual TLS, where there are such; else, and without
+//!   certificates, all others, in plaintext: sidecars take gRPC's TLS for the application's own.
 //!
 //! Called by `publish` for the names a gRPC client subscribes to.
 
@@ -21,7 +22,9 @@ mod cluster;
 mod endpoints;
 mod listener;
 mod route;
+pub mod server;
 pub mod target;
+mod tls;
 
 #[cfg(test)]
 mod tests;
@@ -46,6 +49,8 @@ pub struct Client {
     /// The certificate provider instance of its bootstrap that holds identity and roots ([`CERTIFICATE_PROVIDER`] by
     /// convention); `None`: it has none and speaks plaintext.
     pub certificate_provider: Option<Arc<str>>,
+    /// Whether it counts the requests under way, for circuit breaking, only where it is to report load: grpc-java.
+    pub counts_by_load: bool,
     /// Where it runs.
     pub place: Place,
 }
@@ -65,10 +70,13 @@ pub fn resource(model: &Model, client: &Client, kind: Kind, name: &str) -> Optio
         }
         Kind::Cluster if name == envoy::NO_CLUSTER => Some(cluster::nowhere()),
         Kind::Endpoints if name == envoy::NO_CLUSTER => Some(endpoints::none()),
-        Kind::Cluster => Some(cluster::cluster(cluster(model, name)?.0, client)),
+        Kind::Cluster => {
+            let (cluster, endpoints) = cluster(model, name)?;
+            Some(cluster::cluster(cluster, endpoints, client))
+        }
         Kind::Endpoints => {
             let (cluster, endpoints) = cluster(model, name)?;
-            Some(endpoints::resource(cluster, &endpoints.for_client(&client.place), client))
+            Some(endpoints::resource(cluster, endpoints, client))
         }
     }
 }
