@@ -189,7 +189,8 @@ impl Request {
 fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Invalid> {
     let wrong = || Invalid::Header(format!("{name}: {value}"));
     let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| wrong())?;
-    Ok((name, HeaderValue::try_from(value).map_err(|_| wrong())?))
+    // Blanks around a value are not of it (RFC 9110 §5.5).
+    Ok((name, HeaderValue::try_from(value.trim_matches([' ', '\t'])).map_err(|_| wrong())?))
 }
 
 impl Target {
