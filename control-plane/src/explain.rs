@@ -237,7 +237,9 @@ fn destination(snapshot: &Snapshot, namespace: &str, host: &str, port: u16) -> R
     let in_mesh = labels.next().is_none_or(|label| label == "svc");
     let service = snapshot.model().services.get(&ServiceName::new(of, name)).filter(|_| in_mesh);
     let Some(service) = service else {
-        return Err(format!("host `{host}`: there is no Service {of}/{name}; give the address it has for its clients"));
+        return Err(format!(
+            "host `{host}`: there is no Service {of}/{name}; of another host give the address, --address ADDRESS:PORT"
+        ));
     };
     let Some(listener) = service.listeners.iter().find(|listener| listener.port == port) else {
         let ports: Vec<_> = service.listeners.iter().map(|listener| listener.port.to_string()).collect();

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed set-up, or a missing field, fails the test")]
 
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -198,6 +199,17 @@ fn a_live_sidecar_tells_the_state_of_its_endpoints_and_of_the_other_side() {
     assert_eq!(inbound.status(), 200);
     assert!(inbound.body.contains("outcome      delivered to the application"), "{inbound:?}");
 
+    // As two `kubectl port-forward` would have it.
+    let other = forward(&client, 14900, &next);
+    let from = "spiffe://cluster.local/ns/shop/sa/client";
+    let canary = ["explain", "http://api.shop/x", "-H", "x-canary: yes", "--from", from, "--server-sidecar", &other];
+    let whole = text(&heddle(Some(client.netns()), &[&canary[..], &both].concat()));
+    for line in
+        ["won   HTTPRoute/shop/canary/0", "server: shop/next-a at 10.77.0.5:8080", &format!("caller       {from}")]
+    {
+        assert!(whole.contains(line), "{line}\n{whole}");
+    }
+
     for (query, status, words) in [
         ("destination=10.96.0.1:80&header=nonsense", 400, "header `nonsense`: must be written as `name: value`"),
         ("destination=10.96.0.1:80&method=G%20T", 400, "method `G T`: must be a token"),
@@ -240,6 +252,31 @@ fn what_cannot_be_explained_is_answered_with_what_would_be_right() {
     assert!(said.contains("broken.yaml: line 1: "), "{said}");
 }
 
+#[test]
+fn of_a_client_without_a_sidecar_it_is_told_and_so_are_the_servers_that_let_nobody_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: { name: bare, namespace: shop }\n\
+               spec: { containers: [{ name: c, image: i }] }\n\
+               status: { phase: Running, podIP: 10.77.0.9, podIPs: [{ ip: 10.77.0.9 }] }\n\
+               ---\napiVersion: heddle.dev/v1alpha1\nkind: MeshTLSPolicy\nmetadata: { name: strict, namespace: shop }\n\
+               spec: { mode: STRICT }\n";
+    let manifests = format!("{}{pod}", shop(&WORKLOADS, &[("next", 2, "next")]));
+    std::fs::write(directory.path().join("shop.yaml"), manifests).unwrap();
+    let directory = directory.path().to_str().unwrap();
+    let shown = text(&heddle(None, &["explain", "http://next/", "--from", "shop/bare", "--manifests", directory]));
+
+    for line in [
+        "client: shop/bare\n  it has no sidecar",
+        "server: shop/next-a",
+        "mutual TLS strict",
+        "caller       without mutual TLS from 10.77.0.9",
+        "outcome      closed, cause tls_required\n",
+        "`heddle explain tls_required` says what to look at",
+    ] {
+        assert!(shown.contains(line), "{line}\n{shown}");
+    }
+}
+
 /// What a real sidecar has logged is compared, and the decisions that differ are those that then do.
 #[test]
 fn a_changed_manifest_is_compared_by_the_traffic_that_a_sidecar_has_recorded() {
@@ -258,7 +295,7 @@ fn a_changed_manifest_is_compared_by_the_traffic_that_a_sidecar_has_recorded() {
     command.args(["--access-log", "json"]).stdout(std::fs::File::create(&log).unwrap());
     let sidecar = client.netns().spawn(command).unwrap();
     eventually("the sidecar is ready", || {
-        let ready = client.netns().run(|| std::net::TcpStream::connect(("127.0.0.1", 15000)).is_ok()).unwrap();
+        let ready = client.netns().run(|| TcpStream::connect(("127.0.0.1", 15000)).is_ok()).unwrap();
         (ready && talk::get(&client, ([127, 0, 0, 1], 15000).into(), "/ready").status() == 200).then_some(())
     });
     // The one of api's endpoints that is not there is passed over: nothing was delivered to it.
@@ -305,6 +342,22 @@ fn a_changed_manifest_is_compared_by_the_traffic_that_a_sidecar_has_recorded() {
     assert!(!said.status.success());
     let same = ["diff", "--before", &before, "--after", &before, "--traffic", &log, "--exit-code"];
     assert!(text(&heddle(None, &same)).starts_with("0 of 2 distinct requests differ"));
+}
+
+/// A port on loopback of `from` that leads to the admin port of `to`.
+fn forward(from: &MeshPod, port: u16, to: &MeshPod) -> String {
+    let listener = from.netns().run(|| TcpListener::bind(("127.0.0.1", port)).unwrap()).unwrap();
+    let admin = to.netns().run(|| TcpStream::connect(("127.0.0.1", 15000)).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        let (client, _) = listener.accept().unwrap();
+        let (mut up, mut down) = ((client.try_clone().unwrap(), admin.try_clone().unwrap()), (admin, client));
+        let upwards = std::thread::spawn(move || std::io::copy(&mut up.0, &mut up.1));
+        // Whichever end closes first.
+        let _ = std::io::copy(&mut down.0, &mut down.1);
+        let _ = down.1.shutdown(Shutdown::Both);
+        let _ = upwards.join();
+    });
+    format!("127.0.0.1:{port}")
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -8,10 +8,12 @@ use http::Method;
 use super::answer::Verdict;
 use super::*;
 use crate::balance::tests::cluster_of;
+use crate::rate_limit::{Buckets, Rate};
 use crate::tables::cluster::{Cluster, Settings};
-use crate::tables::listener::{Listener, Protocol};
+use crate::tables::listener::{Listener, Opaque, Protocol, ServerNames, Share, Shares};
 use crate::tables::policy::{Operation, Policy, PolicySet, Rule as PolicyRule, TextMatch};
-use crate::tables::route::{Backend, PathMatch, Route, RouteMatch, RouteTable, Rule};
+use crate::tables::rate_limit::{LimitBy, RateLimit};
+use crate::tables::route::{Abort, AbortStatus, Backend, Fault, PathMatch, Route, RouteMatch, RouteTable, Rule};
 use crate::tables::{Answer, Destination, Egress, Mesh, Port, TlsMode};
 
 const VIP: ([u8; 4], u16) = ([10, 96, 0, 1], 80);
@@ -158,6 +160,78 @@ fn the_rule_that_decides_inbound_is_told_and_why_the_others_did_not_match() {
     caller.principal = None;
     let stranger = inbound(&sight(&known), 8080, &caller, &request).unwrap();
     assert!(matches!(&stranger.ending, Ending::Refused { cause, status: None, .. } if cause == "tls_required"));
+}
+
+#[test]
+fn a_circuit_breaker_at_its_limit_and_a_fault_take_their_shares() {
+    let limits = crate::balance::breaker::Limits { requests: 0, ..Default::default() };
+    let full = Arc::new(cluster_of(Settings { limits, ..Settings::default() }, &[1]));
+    let mut faulty = Arc::into_inner(rule("HTTPRoute/shop/a/0", &[(1, Some(full))])).unwrap();
+    let abort = Abort { status: AbortStatus::Http(http::StatusCode::IM_A_TEAPOT), per_million: 250_000 };
+    faulty.fault = Some(Box::new(Fault { delay: None, abort: Some(abort), headers: Vec::new() }));
+    let routes = vec![Route { matches: RouteMatch::default(), rule: Arc::new(faulty) }];
+
+    let answer = explained(&tables(routes, PolicySet::default()), "http://api.shop/");
+
+    let told: Vec<_> = answer.outcomes.iter().map(|outcome| (outcome.percent, outcome.ending.to_string())).collect();
+    let overflow = "answered 503, cause overflow: requests are at their limit".to_owned();
+    assert_eq!(told, [(25.0, "answered 418, cause fault_injected".to_owned()), (75.0, overflow)]);
+    assert_eq!(answer.rule.unwrap().filters, ["fault: abort with status 418 for 25%"]);
+}
+
+#[test]
+fn opaque_connections_go_by_weight_and_tls_by_the_name_it_asks_for() {
+    let share = |weight, cluster| Share { weight, cluster };
+    let cluster = || Some(Arc::new(cluster_of(Settings::default(), &[1])));
+    let opaque = |tcp: Opaque| {
+        let mut known = tables(Vec::new(), PolicySet::default());
+        let (address, sources) = (VIP.into(), Arc::new([]));
+        let listener = Listener { address, protocol: Protocol::Tcp, http: None, tcp: Some(tcp), sources };
+        known.outbound.insert(VIP.into(), Destination::from(Answer::Exists(Arc::new(listener))));
+        known
+    };
+    let told = |known: &Tables, url: &str| {
+        let answer = explained(known, url);
+        let reading = answer.listener.unwrap().reading;
+        let outcomes = answer.outcomes.iter().map(|outcome| format!("{}% {}", outcome.percent, outcome.ending));
+        (reading, outcomes.collect::<Vec<_>>().join("; "))
+    };
+    let shared = opaque(Opaque::Shares(Shares::new(vec![share(3, cluster()), share(1, None)])));
+    let by_weight = "75% sent to an endpoint of shop/api/80; 25% closed, cause invalid_backend";
+    assert_eq!(told(&shared, "tcp://api:80"), ("opaque".into(), by_weight.into()));
+    let mut names = ServerNames::default();
+    names.add("*.example.com", Shares::new(vec![share(1, cluster())]));
+    let named = opaque(Opaque::ServerNames(names));
+    let ending = |url: &str| told(&named, url).1;
+    assert_eq!(ending("tls://a.example.com"), "100% sent to an endpoint of shop/api/80");
+    assert_eq!(ending("tls://example.org"), "100% closed, cause no_route");
+    assert_eq!(ending("http://a.example.com"), "100% closed, cause protocol_mismatch");
+}
+
+#[test]
+fn a_rate_limit_without_room_is_told_and_asking_takes_none() {
+    let buckets = Arc::new(Buckets::new(Rate::new(1, Duration::from_secs(10), 1)));
+    let limit = RateLimit {
+        name: "shop/few#0".into(),
+        dry_run: false,
+        by: LimitBy::Nothing,
+        counts: PolicyRule::default(),
+        headers: Vec::new(),
+        buckets: buckets.clone(),
+    };
+    let mut known = tables(Vec::new(), PolicySet::default());
+    let in_force = Arc::get_mut(known.inbound.as_mut().unwrap()).unwrap();
+    Arc::get_mut(&mut in_force.other_ports).unwrap().rate_limits.push(limit);
+    let (request, _) = Request::of_url("http://api.shop/").unwrap();
+    let principal = Some("spiffe://cluster.local/ns/shop/sa/web".to_owned());
+    let caller = Caller { principal, ip: [10, 0, 0, 2].into(), opaque: false };
+    let ending = || inbound(&sight(&known), 8080, &caller, &request).unwrap().ending.to_string();
+
+    assert_eq!([ending(), ending()], ["delivered to the application", "delivered to the application"]);
+    buckets.take(None, Duration::ZERO);
+
+    let because = "RateLimitPolicy shop/few#0 has no room for 10s";
+    assert_eq!(ending(), format!("answered 429, cause rate_limited: {because}"));
 }
 
 #[test]

@@ -39,7 +39,10 @@ pub fn outbound(answer: &Outbound, indent: &str) -> String {
         rule.session.iter().for_each(|session| out.line("session", format_args!("{session}")));
     }
     answer.backends.iter().for_each(|backend| out.backend(backend));
-    answer.outcomes.iter().for_each(|outcome| out.line("outcome", format_args!("{}", Shown(outcome))));
+    for outcome in &answer.outcomes {
+        out.line("outcome", format_args!("{}", Shown(outcome)));
+        out.page(&outcome.ending);
+    }
     out.text
 }
 
@@ -83,6 +86,7 @@ pub fn inbound(answer: &Inbound, indent: &str) -> String {
         out.line("rate limit", format_args!("{}{}{dry_run}: {room}", limit.object, at(&limit.place)));
     }
     out.line("outcome", format_args!("{}", answer.ending));
+    out.page(&answer.ending);
     out.text
 }
 
@@ -95,6 +99,13 @@ impl Lines<'_> {
     fn line(&mut self, name: &str, rest: fmt::Arguments<'_>) {
         // Writing to a String cannot fail.
         let _ = writeln!(self.text, "{}{name:<12} {rest}", self.indent);
+    }
+
+    /// Where a refusal is explained.
+    fn page(&mut self, ending: &Ending) {
+        if let Ending::Refused { cause, .. } = ending {
+            self.line("", format_args!("`heddle explain {cause}` says what to look at"));
+        }
     }
 
     fn sources(&mut self, sources: &[Source]) {
@@ -166,8 +177,7 @@ impl fmt::Display for Ending {
                     Some(status) => write!(f, "answered {status}, cause {cause}")?,
                     None => write!(f, "closed, cause {cause}")?,
                 }
-                because.iter().try_for_each(|because| write!(f, ": {because}"))?;
-                write!(f, " (see `heddle explain {cause}`)")
+                because.iter().try_for_each(|because| write!(f, ": {because}"))
             }
             Self::Outside => f.write_str("relayed untouched, as the egress default allows"),
         }
