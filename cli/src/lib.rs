@@ -4,6 +4,8 @@
 //! those as binaries of their own.
 
 pub mod demo;
+mod diff;
+pub mod explain;
 mod inject;
 pub mod pods;
 mod token;
@@ -33,6 +35,10 @@ enum Command {
     ControlPlane(Box<heddle_control_plane::config::Config>),
     /// Gives the pods in a manifest sidecars, as the webhook does in a cluster.
     Inject(inject::InjectArgs),
+    /// Says why a request goes where it goes, or what a cause means.
+    Explain(Box<explain::ExplainArgs>),
+    /// Shows what changed manifests would do to recorded traffic.
+    Diff(Box<diff::DiffArgs>),
     /// Makes a join token for a workload outside Kubernetes.
     Token(token::TokenArgs),
     /// Runs a program inside a pod, as one that dies with it.
@@ -59,6 +65,8 @@ pub fn main() -> anyhow::Result<()> {
             Ok(runtime.block_on(heddle_control_plane::app::run(*config))?)
         }
         Command::Inject(args) => inject::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Token(args) => token::run(&args),
         Command::PodExec(args) => match pods::exec::main(&args)? {},
         Command::DemoWorkload { workload } => demo::workloads::run(workload),

@@ -8,6 +8,7 @@
 //! | `/model` | loopback | YAML: the mesh as it was understood |
 //! | `/clients` | loopback | YAML: the ADS streams that are open |
 //! | `/config` | loopback | JSON: the settings in force |
+//! | `/explain` | loopback | POST, JSON: what `heddle explain` wants to know of the mesh, [`crate::explain`] |
 //!
 //! What only loopback gets tells how the mesh is built, so it is for whoever is on the machine or comes through
 //! `kubectl port-forward`. Nothing here changes anything. Served by [`crate::app`].
@@ -22,7 +23,7 @@ use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use heddle_xds::server::Protocol;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
@@ -30,14 +31,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tonic::codegen::Service;
 
-use crate::ads;
 use crate::config::Config;
 use crate::feedback::Counts;
 use crate::metrics::Metrics;
 use crate::model::SourceRef;
 use crate::objects::ObjectKey;
-use crate::source;
 use crate::status::Status;
+use crate::{ads, explain as asked, source};
 
 /// What the pages show.
 #[derive(Debug, Clone)]
@@ -59,6 +59,7 @@ impl Pages {
             .route("/model", get(model))
             .route("/clients", get(clients))
             .route("/config", get(config))
+            .route("/explain", post(explain))
             .layer(middleware::from_fn(loopback_only));
         Router::new()
             .route("/live", get(|| async { "live\n" }))
@@ -131,6 +132,26 @@ async fn metrics(State(pages): State<Pages>) -> Response {
 
 async fn config(State(pages): State<Pages>) -> Response {
     axum::Json(&*pages.config).into_response()
+}
+
+/// One answer for each question, in order, all of one state of the mesh.
+async fn explain(State(pages): State<Pages>, body: String) -> Response {
+    let Some(snapshot) = pages.shared.publisher.snapshot() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the mesh is not read yet\n").into_response();
+    };
+    let questions: Vec<asked::Ask> = match serde_json::from_str(&body) {
+        Ok(questions) => questions,
+        Err(error) => {
+            return (StatusCode::BAD_REQUEST, format!("the question cannot be read: {error}\n")).into_response();
+        }
+    };
+    let publisher = &pages.shared.publisher;
+    let manifests = pages.config.manifests.as_deref();
+    let replies = questions.iter().map(|question| match question {
+        asked::Ask::Places(names) => asked::Reply::Places(asked::places_in(manifests, names)),
+        other => asked::answer(publisher, &snapshot, other),
+    });
+    axum::Json(replies.collect::<Vec<_>>()).into_response()
 }
 
 async fn model(State(pages): State<Pages>) -> Response {

@@ -9,6 +9,7 @@ pub mod authority;
 pub mod cluster;
 pub mod config;
 pub mod emit;
+pub mod explain;
 pub mod feedback;
 pub mod inject;
 pub mod issue;

@@ -3,6 +3,8 @@
 //! Served by a thread of their own, apart from the workers, so that probes and scrapes live through a busy data path. The
 //! metrics page's port has the application's probes too, see [`crate::probes`]; questions to endpoints begin here ([`crate::health`]).
 
+mod explain;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -131,6 +133,7 @@ fn admin_pages(shared: Arc<Shared>) -> Router {
         .route("/live", get(|| async { "live\n" }))
         .route("/config", get(config))
         .route("/tables", get(tables))
+        .route("/explain", get(explain::get).post(explain::post))
         .route("/log-level", get(log_level).put(set_log_level))
         .route("/drain", post(drain))
         .with_state(shared)

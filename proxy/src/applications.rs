@@ -64,6 +64,7 @@ fn cluster(address: SocketAddr, port: &Port, before: Option<&Arc<Cluster>>) -> C
         // The one endpoint is the application: there is nothing else to turn to.
         settings: Settings { outlier: None, ..port.settings.clone() },
         identities: Arc::new([]),
+        sources: Arc::new([]),
         endpoints: EndpointSet::new(vec![Arc::new(endpoint)]).into_swap(),
         state: before.map(|cluster| cluster.state.clone()).unwrap_or_default(),
     }

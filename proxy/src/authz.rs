@@ -8,7 +8,9 @@
 //! both do.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+
+use http::header;
+use http::request::Parts;
 
 use crate::tables::policy::{Operation, Policy, PolicySet, Rule, Source, TextMatch};
 
@@ -31,6 +33,25 @@ pub struct Facts<'f> {
     pub http: Option<HttpFacts<'f>>,
 }
 
+impl<'f> Facts<'f> {
+    /// Of a request with this head.
+    pub fn of_request(
+        principal: Option<&'f str>,
+        namespace: Option<&'f str>,
+        ip: IpAddr,
+        port: u16,
+        head: &'f Parts,
+    ) -> Self {
+        let host = match head.uri.authority() {
+            Some(authority) => authority.as_str(),
+            None => head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
+        };
+        let http =
+            HttpFacts { method: head.method.as_str(), path: Readings::of(head.uri.path()), host: self::host(host) };
+        Self { principal, namespace, ip, port, http: Some(http) }
+    }
+}
+
 /// What is asked over HTTP.
 #[derive(Debug)]
 pub struct HttpFacts<'f> {
@@ -43,57 +64,100 @@ pub struct HttpFacts<'f> {
 }
 
 /// The outcome.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
-    /// Allowed.
-    Allow,
+#[derive(Debug, Clone, Copy)]
+pub enum Decision<'p> {
+    /// Allowed: by this ALLOW policy, or `None`: none is enforced.
+    Allow(Option<By<'p>>),
     /// Denied: by this DENY policy, or `None`: no ALLOW policy matches.
-    Deny(Option<Arc<str>>),
+    Deny(Option<By<'p>>),
     /// Allowed, but this policy in dry run would have denied (`None`: no ALLOW policy in dry run matches).
-    WouldDeny(Option<Arc<str>>),
+    WouldDeny(Option<By<'p>>),
+}
+
+/// What decided.
+#[derive(Debug, Clone, Copy)]
+pub struct By<'p> {
+    /// The policy.
+    pub policy: &'p Policy,
+    /// The place of the rule in it that matched.
+    pub rule: usize,
+}
+
+impl<'p> Decision<'p> {
+    /// As metrics name it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Allow(_) => "allow",
+            Self::Deny(_) => "deny",
+            Self::WouldDeny(_) => "would_deny",
+        }
+    }
+
+    /// What decided; `None`: that nothing matched.
+    pub fn by(&self) -> Option<By<'p>> {
+        let (Self::Allow(by) | Self::Deny(by) | Self::WouldDeny(by)) = self;
+        *by
+    }
 }
 
 /// Decides one request or one opaque connection.
-pub fn decide(policies: &PolicySet, facts: &Facts<'_>) -> Decision {
-    let denies = |policy: &&Policy| matches(policy, facts, Effect::Deny);
-    if let Some(policy) = policies.deny.iter().filter(|p| !p.dry_run).find(denies) {
-        return Decision::Deny(Some(policy.name.clone()));
+pub fn decide<'p>(policies: &'p PolicySet, facts: &Facts<'_>) -> Decision<'p> {
+    let by = |policy: &'p Policy, effect| {
+        let rule = policy.rules.iter().position(|rule| miss(rule, facts, effect).is_none())?;
+        Some(By { policy, rule })
+    };
+    let denies = |policy| by(policy, Effect::Deny);
+    let allows = |policy| by(policy, Effect::Allow);
+    if let Some(by) = policies.deny.iter().filter(|p| !p.dry_run).find_map(denies) {
+        return Decision::Deny(Some(by));
     }
     let mut enforced = policies.allow.iter().filter(|p| !p.dry_run).peekable();
-    if enforced.peek().is_some() && !enforced.any(|policy| matches(policy, facts, Effect::Allow)) {
+    let must_match = enforced.peek().is_some();
+    let allowed = enforced.find_map(allows);
+    if must_match && allowed.is_none() {
         return Decision::Deny(None);
     }
-    if let Some(policy) = policies.deny.iter().filter(|p| p.dry_run).find(denies) {
-        return Decision::WouldDeny(Some(policy.name.clone()));
+    if let Some(by) = policies.deny.iter().filter(|p| p.dry_run).find_map(denies) {
+        return Decision::WouldDeny(Some(by));
     }
     // In dry run as if enforced: together with the enforced ones, one must match.
     let dry_run = policies.allow.iter().any(|p| p.dry_run);
-    if dry_run && !policies.allow.iter().any(|policy| matches(policy, facts, Effect::Allow)) {
+    if dry_run && !policies.allow.iter().any(|policy| allows(policy).is_some()) {
         return Decision::WouldDeny(None);
     }
-    Decision::Allow
+    Decision::Allow(allowed)
 }
 
 /// Whether a rate limit counts what `rule` says; a request cannot get out of it by the reading of its path.
 pub fn counts(rule: &Rule, facts: &Facts<'_>) -> bool {
-    rule_matches(rule, facts, Effect::Deny)
+    miss(rule, facts, Effect::Deny).is_none()
 }
 
 /// Which way doubt goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Effect {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Doubt denies: every reading must match.
     Allow,
+    /// Doubt denies: any reading may match.
     Deny,
 }
 
-fn matches(policy: &Policy, facts: &Facts<'_>, effect: Effect) -> bool {
-    policy.rules.iter().any(|rule| rule_matches(rule, facts, effect))
+/// A part of a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Who calls.
+    From,
+    /// What is asked.
+    To,
 }
 
-fn rule_matches(rule: &Rule, facts: &Facts<'_>, effect: Effect) -> bool {
-    let from = rule.from.is_empty() || rule.from.iter().any(|source| source_matches(source, facts));
+/// The first part of `rule` that does not match; `None`: it matches.
+pub fn miss(rule: &Rule, facts: &Facts<'_>, effect: Effect) -> Option<Part> {
+    if !rule.from.is_empty() && !rule.from.iter().any(|source| source_matches(source, facts)) {
+        return Some(Part::From);
+    }
     let to = rule.to.is_empty() || rule.to.iter().any(|operation| operation_matches(operation, facts, effect));
-    from && to
+    (!to).then_some(Part::To)
 }
 
 fn source_matches(source: &Source, facts: &Facts<'_>) -> bool {
@@ -130,9 +194,9 @@ fn text(want: &[TextMatch], not: &[TextMatch], value: Option<&str>) -> bool {
 }
 
 /// Why a denial was made, in words.
-pub fn reason(policy: Option<&str>) -> String {
-    match policy {
-        Some(policy) => format!("AuthorizationPolicy {policy} denies it"),
+pub fn reason(by: Option<By<'_>>) -> String {
+    match by {
+        Some(By { policy, rule }) => format!("AuthorizationPolicy {} denies it by rules[{rule}]", policy.name),
         None => "no ALLOW AuthorizationPolicy matches it".to_owned(),
     }
 }

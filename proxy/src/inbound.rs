@@ -12,6 +12,7 @@ use crate::http::serve;
 use crate::listen::Accepted;
 use crate::metrics::{Direction, TcpRecord};
 use crate::opaque;
+use crate::reading::{self, Reading};
 use crate::stream::Stream;
 use crate::tables::{Cluster, Inbound as InForce, Port, Protocol, TlsMode};
 use crate::tls::{self, Alpn, Hello, Peer, hello};
@@ -148,27 +149,27 @@ impl Inbound<'_> {
             client.abort();
             return Err(Cause::TlsRequired);
         }
-        match (self.port.protocol, sniffed) {
-            (Protocol::Detect | Protocol::Http, Sniffed::Http1) => {
+        match reading::inbound(self.port.protocol, sniffed) {
+            Reading::Http1 => {
                 drop(tentative);
                 serve::http1(self.connection(None), client).await;
                 Ok(())
             }
-            (Protocol::Detect | Protocol::Http | Protocol::Http2, Sniffed::Http2) => {
+            Reading::Http2 => {
                 drop(tentative);
                 serve::http2(self.connection(None), client).await;
                 Ok(())
             }
-            (Protocol::Http, _) if detect::almost_http1(client.ahead()) => {
+            Reading::Opaque | Reading::ByServerName => self.relay(client, tentative, None).await,
+            Reading::Mismatch if self.port.protocol == Protocol::Http && detect::almost_http1(client.ahead()) => {
                 serve::http1(self.connection(None), client).await;
                 Ok(())
             }
-            (Protocol::Http | Protocol::Http2, _) if client.ahead().is_empty() => Ok(()),
-            (Protocol::Http | Protocol::Http2, _) => {
+            Reading::Mismatch if client.ahead().is_empty() => Ok(()),
+            Reading::Mismatch => {
                 client.abort();
                 Err(Cause::ProtocolMismatch)
             }
-            (Protocol::Detect | Protocol::Tcp, _) => self.relay(client, tentative, None).await,
         }
     }
 

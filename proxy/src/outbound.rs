@@ -1,7 +1,7 @@
 //! One connection of the application, on its way out: what is its destination, what does it speak, who serves it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,9 +16,10 @@ use crate::http::serve;
 use crate::listen::Accepted;
 use crate::metrics::{Direction, TcpRecord};
 use crate::opaque;
+use crate::reading::{self, Reading};
 use crate::stream::Stream;
 use crate::tables::listener::{Listener, Opaque, Protocol, ServerNames, Shares};
-use crate::tables::{Answer, Cluster, Destination, Egress, Millis, Seen};
+use crate::tables::{Answer, Cluster, Destination, Egress, Millis, Seen, Tables};
 use crate::tls::hello;
 use crate::upstream::Towards;
 use crate::worker::Worker;
@@ -65,22 +66,24 @@ async fn find(worker: &Worker, original_dst: SocketAddr) -> Result<Found, Cause>
         }
         Some(Destination { answer: Answer::DoesNotExist, seen }) => {
             seen.touch(shared.now());
-            egress(worker, original_dst, true)
+            egress(&shared.tables.load(), original_dst.ip(), true).map(|()| Found::Outside)
         }
-        None => egress(worker, original_dst, false),
+        None => egress(&shared.tables.load(), original_dst.ip(), false).map(|()| Found::Outside),
     }
 }
 
-/// What holds for a destination that is not the mesh's, or of which nothing is known: never plaintext past policy
-/// because the control plane is away.
-fn egress(worker: &Worker, original_dst: SocketAddr, certain: bool) -> Result<Found, Cause> {
-    let tables = worker.shared.tables.load();
+/// What holds for a destination that is not the mesh's (`certain`), or of which nothing is known: never plaintext past policy
+/// because the control plane is away. Pure.
+///
+/// # Errors
+/// Why it may not be reached.
+pub fn egress(tables: &Tables, destination: IpAddr, certain: bool) -> Result<(), Cause> {
     let Some(inbound) = &tables.inbound else { return Err(Cause::ConfigUnavailable) };
-    if !certain && inbound.mesh.contains(original_dst.ip()) {
+    if !certain && inbound.mesh.contains(destination) {
         return Err(Cause::ConfigUnavailable);
     }
     match inbound.mesh.egress {
-        Egress::Allow => Ok(Found::Outside),
+        Egress::Allow => Ok(()),
         Egress::Deny => Err(Cause::EgressDenied),
     }
 }
@@ -99,17 +102,17 @@ impl Outbound<'_> {
                 Some(Opaque::ServerNames(names)) => self.by_server_name(client, names).await,
                 _ => self.relay(client, listener.shares(), None).await,
             },
-            Protocol::Http | Protocol::Http2 => self.declared_http(client, listener.protocol).await,
+            Protocol::Http | Protocol::Http2 => self.declared_http(client, listener).await,
             Protocol::Detect => self.detect(client, listener, seen).await,
         }
     }
 
-    async fn declared_http(&self, mut client: Stream, declared: Protocol) -> Result<(), Cause> {
-        match self.sniff(&mut client).await? {
-            Sniffed::Http2 => self.http2(client).await,
-            Sniffed::Http1 if declared == Protocol::Http => self.http1(client).await,
-            Sniffed::Http1 | Sniffed::More | Sniffed::Opaque | Sniffed::Tls => {
-                if declared == Protocol::Http && detect::almost_http1(client.ahead()) {
+    async fn declared_http(&self, mut client: Stream, listener: &Listener) -> Result<(), Cause> {
+        match reading::outbound(listener, self.sniff(&mut client).await?) {
+            Reading::Http2 => self.http2(client).await,
+            Reading::Http1 => self.http1(client).await,
+            Reading::Opaque | Reading::ByServerName | Reading::Mismatch => {
+                if listener.protocol == Protocol::Http && detect::almost_http1(client.ahead()) {
                     self.http1(client).await;
                 } else if !client.ahead().is_empty() {
                     client.abort();
@@ -152,18 +155,18 @@ impl Outbound<'_> {
         listener: &Listener,
         tentative: Option<(Arc<Cluster>, opaque::Dialled)>,
     ) -> Result<(), Cause> {
-        match self.sniff(&mut client).await? {
-            Sniffed::Http1 if listener.http.is_some() => {
+        match reading::outbound(listener, self.sniff(&mut client).await?) {
+            Reading::Http1 => {
                 drop(tentative);
                 self.http1(client).await;
                 Ok(())
             }
-            Sniffed::Http2 if listener.http.is_some() => {
+            Reading::Http2 => {
                 drop(tentative);
                 self.http2(client).await;
                 Ok(())
             }
-            Sniffed::Http1 | Sniffed::Http2 | Sniffed::Tls | Sniffed::Opaque | Sniffed::More => {
+            Reading::Opaque | Reading::ByServerName | Reading::Mismatch => {
                 self.relay(client, listener.shares(), tentative).await
             }
         }

@@ -111,6 +111,23 @@ impl Buckets {
         (room, crowded)
     }
 
+    /// How long a request with `value` would have to wait at `now`; `None`: there is room. Takes nothing.
+    pub fn wait(&self, value: Option<&[u8]>, now: Duration) -> Option<Duration> {
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let full_at = match value {
+            None => self.common.0.load(Ordering::Relaxed),
+            Some(value) => {
+                let by_value = self.by_value.lock().unwrap_or_else(PoisonError::into_inner);
+                match by_value.full_at.get(&self.hasher.hash_one(value)) {
+                    Some(full_at) => *full_at,
+                    None if by_value.full_at.len() < MAX_VALUES => 0,
+                    None => self.rest.0.load(Ordering::Relaxed),
+                }
+            }
+        };
+        self.rate.take(full_at, now).err().map(Duration::from_nanos)
+    }
+
     /// `None`: there is no place for one more value.
     fn of_value(&self, value: u64, now: u64) -> Option<Result<u64, u64>> {
         let mut by_value = self.by_value.lock().unwrap_or_else(PoisonError::into_inner);
@@ -153,6 +170,8 @@ mod tests {
         let now = Duration::from_secs(50);
         assert_eq!((0..5).filter(|_| taken(&buckets, None, now)).count(), 3);
         assert_eq!(buckets.take(None, now).0, Room::After(SECOND / 10));
+        assert_eq!(buckets.wait(None, now), Some(SECOND / 10));
+        assert_eq!(buckets.wait(None, now + SECOND / 10), None);
         assert!(taken(&buckets, None, now + SECOND / 10));
         assert!(!taken(&buckets, None, now + SECOND / 10));
         assert_eq!((0..9).filter(|_| taken(&buckets, None, now + SECOND)).count(), 3, "no more than the burst");

@@ -14,6 +14,7 @@ use heddle_proxy::capture::{self, Exempt, Rules};
 use heddle_proxy::config::Config;
 use heddle_proxy::identity::IdentityConfig;
 use heddle_proxy::link;
+use heddle_proxy::metrics::AccessLogFormat;
 use heddle_proxy::tables::Tables;
 use tokio::runtime::Runtime;
 
@@ -24,6 +25,7 @@ use crate::pods::{MARK, MeshPod};
 pub struct LiveMesh {
     directory: tempfile::TempDir,
     flags: Vec<String>,
+    access_log: AccessLogFormat,
     running: Option<(Runtime, ControlPlane)>,
     fabric: Fabric,
 }
@@ -55,12 +57,18 @@ impl LiveMesh {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("manifests")).unwrap();
         let fabric = Fabric::new(GATEWAY_V4, GATEWAY_V6).expect("tests of pods need root");
-        let mut mesh = Self { directory, flags, running: None, fabric };
+        let access_log = AccessLogFormat::Off;
+        let mut mesh = Self { directory, flags, access_log, running: None, fabric };
         for (name, text) in manifests {
             mesh.apply(name, text);
         }
         mesh.start_control_plane();
         mesh
+    }
+
+    /// Sidecars that are started from now on in this process write access logs in JSON to its standard output.
+    pub fn with_access_logs(self) -> Self {
+        Self { access_log: AccessLogFormat::Json, ..self }
     }
 
     /// Starts the control plane, again after [`Self::stop_control_plane`]; it has kept its keys.
@@ -176,6 +184,7 @@ impl LiveMesh {
         Config {
             workers,
             mark: Some(MARK),
+            access_log: self.access_log,
             control_plane: Some(format!("https://{GATEWAY_V4}:15012")),
             identity: IdentityConfig {
                 namespace: "shop".into(),

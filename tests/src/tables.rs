@@ -23,6 +23,7 @@ pub fn inbound(workload: &str, port: Port) -> Tables {
         namespace: "shop".into(),
         ports: HashMap::new(),
         other_ports: Arc::new(port),
+        sources: Arc::new([]),
     };
     Tables { inbound: Some(Arc::new(inbound)), outbound: HashMap::new(), asked: HashMap::new() }
 }
@@ -70,6 +71,7 @@ pub fn cluster(name: &str, endpoints: Vec<Endpoint>, settings: Settings) -> Arc<
         service: Some(service(name)),
         settings,
         identities: Arc::new([]),
+        sources: Arc::new([]),
         endpoints: EndpointSet::new(endpoints.into_iter().map(Arc::new).collect()).into_swap(),
         state: Arc::default(),
     })
@@ -112,8 +114,9 @@ pub fn destination_with(
     routes: Vec<Route>,
     tcp: Option<Arc<Cluster>>,
 ) {
-    let http = (protocol != Protocol::Tcp).then(|| Arc::new(RouteTable { name: "shop/api/80".into(), routes }));
+    let http = (protocol != Protocol::Tcp)
+        .then(|| Arc::new(RouteTable { name: "shop/api/80".into(), routes, sources: Arc::new([]) }));
     let tcp = tcp.map(|cluster| Opaque::Shares(Shares::new(vec![Share { weight: 1, cluster: Some(cluster) }])));
-    let listener = Listener { address, protocol, http, tcp };
+    let listener = Listener { address, protocol, http, tcp, sources: Arc::new([]) };
     tables.outbound.insert(address, Destination::from(Answer::Exists(Arc::new(listener))));
 }

@@ -357,8 +357,10 @@ fn assert_answer(answer: &Message, cause: Cause, grpc: bool) {
     let code = cause.grpc_status().to_string();
     assert_eq!(answer.field("grpc-status"), grpc.then_some(code.as_str()), "{answer:?}");
     assert_eq!(answer.field("x-heddle-undelivered"), None, "{answer:?}");
+    let link = format!("<{}>; rel=\"help\"", cause.page());
+    assert_eq!(answer.field("link"), Some(link.as_str()), "{answer:?}");
     if !grpc {
-        assert_eq!(answer.text(), format!("heddle: {cause}\n"));
+        assert_eq!(answer.text(), format!("heddle: {cause}\nsee {}\n", cause.page()));
     }
 }
 

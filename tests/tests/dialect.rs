@@ -765,6 +765,7 @@ fn named(name: &str) -> Arc<Cluster> {
         service: None,
         settings: tables::cluster::Settings::default(),
         identities: Arc::new([]),
+        sources: Arc::new([]),
         endpoints: EndpointSet::default().into_swap(),
         state: Arc::default(),
     })

@@ -448,13 +448,16 @@ fn head(stream: &mut std::net::TcpStream) -> String {
 /// One difference is a race and no line: Envoy asks its network RBAC filter at the client's first byte, and dials the
 /// application before. So a caller that is then refused may have had the greeting of a server that speaks first; what it
 /// says itself is never heard. Ours decides before it dials.
-const DIFFERENCES: [(&str, &str); 10] = [
+const DIFFERENCES: [(&str, &str); 13] = [
     ("< date: ", "Envoy writes one into every response"),
     ("> x-forwarded-proto: ", "Envoy writes one into every request"),
     ("> x-heddle-attempt: ", "Envoy's count has another name, and stands in first attempts too"),
     ("> traceparent: ", "Envoy begins a trace only where a tracer is configured; one that came passes"),
     ("< x-heddle-error: ", "the cause by name is the sidecar's own; Envoy has none"),
     ("heddle: ", "the same in words"),
+    ("see https://github.com/heddle-mesh/heddle/", "and the page that explains it"),
+    ("< link: <https://github.com/heddle-mesh/heddle/", "the same page"),
+    ("< x-heddle-answer: ", "what made an answer that is no failure is the sidecar's own word too"),
     ("RBAC: access denied", "Envoy's words for `denied`"),
     ("upstream request timeout", "Envoy's words for `request_timeout`"),
     ("upstream connect error", "Envoy's words for `undelivered`"),

@@ -27,7 +27,7 @@ const FORBIDDEN: &[(&[&str], &[&str], &str)] = &[
         "sync, and the protocol of rate limit services, are the only places in proxy that name protobuf",
     ),
     (
-        &["proxy/src/http", "proxy/src/balance", "proxy/src/authz.rs", "proxy/src/tables"],
+        &["proxy/src/http", "proxy/src/balance", "proxy/src/authz.rs", "proxy/src/tables", "proxy/src/explain"],
         &["crate::sync"],
         "the data path knows configuration only as tables",
     ),
@@ -75,6 +75,8 @@ const FORBIDDEN: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &[
+            "proxy/src/explain",
+            "proxy/src/reading.rs",
             "proxy/src/http/route.rs",
             "proxy/src/balance",
             "proxy/src/tables",

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::manifest::{self, Manifest};
 use super::{Problem, Snapshot};
-use crate::objects::{Object, Objects};
+use crate::objects::{Object, ObjectKey, Objects};
 use crate::translate::cluster_ips;
 
 /// Why a file, or the directory, cannot be used.
@@ -75,6 +75,15 @@ pub struct Loader {
     snapshot: Snapshot,
 }
 
+/// Where something stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Below the directory.
+    pub file: PathBuf,
+    /// From 1.
+    pub line: u64,
+}
+
 #[derive(Debug, Default)]
 struct File {
     /// What it said when it was last good.
@@ -120,6 +129,15 @@ impl Loader {
             ..Snapshot::default()
         };
         Ok(self.snapshot.clone())
+    }
+
+    /// Where an object stands, or an entry of its list of rules or limits, by place or by name.
+    pub fn place(&self, key: &ObjectKey, entry: Option<&str>) -> Option<Place> {
+        self.files.iter().find_map(|(path, file)| {
+            let line = file.good.objects.iter().find(|parsed| parsed.object.key() == *key)?.line;
+            let entry = entry.and_then(|entry| manifest::line_of_entry(file.text.as_deref()?, line, entry));
+            Some(Place { file: path.clone(), line: entry.unwrap_or(line) })
+        })
     }
 
     /// Takes back new contents that claim what another file has, until no two do.

@@ -108,6 +108,20 @@ pub fn documents(text: &str) -> Result<Vec<Value>, Error> {
     Ok(located::documents(text)?.iter().map(Located::value).collect())
 }
 
+/// The line of `entry`, by place or by name, in the list of rules or limits of the object that begins in `line`; `None`: there is
+/// no such.
+pub fn line_of_entry(text: &str, line: u64, entry: &str) -> Option<u64> {
+    let documents = located::documents(text).ok()?;
+    let items = documents.iter().flat_map(|document| document.items("items").unwrap_or_default());
+    let object = documents.iter().chain(items).find(|object| object.line() == line && object.text("kind").is_some())?;
+    let spec = object.value();
+    let (list, entries) =
+        ["rules", "limits"].into_iter().find_map(|list| Some((list, spec["spec"][list].as_array()?)))?;
+    let named = entries.iter().position(|one| one["name"].as_str() == Some(entry));
+    let index = named.or_else(|| entry.parse().ok().filter(|index| *index < entries.len()))?;
+    Some(object.line_of(&format!("spec.{list}[{index}]")))
+}
+
 fn one(document: &Located, manifest: &mut Manifest) -> Result<(), Error> {
     let Some(kind) = document.text("kind") else {
         return Err(document.error("kind", "every object names its kind, as `kind: Service`"));

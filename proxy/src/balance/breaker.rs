@@ -49,6 +49,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind, once.
+    pub const ALL: [Self; 4] = [Self::Connections, Self::Pending, Self::Requests, Self::Retries];
+
     /// As metrics name it.
     pub fn name(self) -> &'static str {
         match self {
@@ -91,15 +94,20 @@ impl Drop for Permit {
 
 /// Leave to open one more of `kind`, or `None` at the limit.
 pub fn permit(state: &Arc<ClusterState>, settings: &Settings, kind: Kind) -> Option<Permit> {
-    let limit = match kind {
+    let limit = limit(state, settings, kind);
+    let before = state.breaker.of(kind).fetch_add(1, Ordering::Relaxed);
+    let permit = Permit { state: state.clone(), kind };
+    (before < limit).then_some(permit)
+}
+
+/// Most of `kind` that may be open now.
+pub fn limit(state: &ClusterState, settings: &Settings, kind: Kind) -> u32 {
+    match kind {
         Kind::Connections => settings.limits.connections,
         Kind::Pending => settings.limits.pending,
         Kind::Requests => settings.limits.requests,
         Kind::Retries => retry_limit(state, settings),
-    };
-    let before = state.breaker.of(kind).fetch_add(1, Ordering::Relaxed);
-    let permit = Permit { state: state.clone(), kind };
-    (before < limit).then_some(permit)
+    }
 }
 
 /// The budget: a share of the active requests, a floor below which it never falls, and the hard limit.

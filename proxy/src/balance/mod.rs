@@ -10,8 +10,9 @@ pub mod hashed;
 pub mod health;
 pub mod leaving;
 pub mod outlier;
+pub mod standing;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -23,7 +24,7 @@ use choose::choose;
 pub use ewma::Load;
 
 use crate::tables::Millis;
-use crate::tables::cluster::{Cluster, Endpoint};
+use crate::tables::cluster::{Cluster, Endpoint, EndpointSet};
 
 /// One worker's view of its endpoints, by [`Endpoint::id`].
 #[derive(Debug, Default)]
@@ -111,28 +112,46 @@ pub fn pick(cluster: &Cluster, tried: &[u64], view: &mut View<'_>) -> Result<Arc
     if tried.is_empty() && !leaving && all_well {
         return Ok(choose(cluster, &set, set.near(), view).clone());
     }
-    let healthy = healthy(cluster, active, view.now_ms);
-    if healthy.is_empty() {
-        return Err(Nothing::AllEjected);
-    }
-    let well = healthy.iter().filter(|endpoint| !endpoint.far).count();
-    let mut candidates = healthy;
-    prefer(&mut candidates, |endpoint| !tried.contains(&endpoint.id()));
-    if !set.far().is_empty() {
-        let overflow = overflows(set.near().len(), well, view);
-        prefer(&mut candidates, |endpoint| endpoint.far == overflow);
-    }
-    if leaving {
-        prefer(&mut candidates, |endpoint| !leaving::is_avoided(endpoint, view.now_ms));
-    }
+    let now = view.now_ms;
+    let ejected = |endpoint: &Endpoint| outlier::still_ejected(cluster, endpoint, now);
+    let candidates = narrow(cluster, &set, tried, now, ejected, |near, well| overflows(near, well, view))?;
     Ok(choose(cluster, &set, &candidates, view).clone())
 }
 
+/// The endpoints that a request may go to. `overflows` says whether it goes far, of how many near endpoints there are and how
+/// many of them are well.
+fn narrow(
+    cluster: &Cluster,
+    set: &EndpointSet,
+    tried: &[u64],
+    now: Millis,
+    ejected: impl Fn(&Endpoint) -> bool,
+    overflows: impl FnOnce(usize, usize) -> bool,
+) -> Result<Vec<Arc<Endpoint>>, Nothing> {
+    if set.active().is_empty() {
+        return Err(Nothing::NoEndpoints);
+    }
+    let mut candidates = healthy(cluster, set.active(), ejected);
+    if candidates.is_empty() {
+        return Err(Nothing::AllEjected);
+    }
+    let well = candidates.iter().filter(|endpoint| !endpoint.far).count();
+    prefer(&mut candidates, |endpoint| !tried.contains(&endpoint.id()));
+    if !set.far().is_empty() {
+        let overflow = overflows(set.near().len(), well);
+        prefer(&mut candidates, |endpoint| endpoint.far == overflow);
+    }
+    if leaving::any(cluster, now) {
+        prefer(&mut candidates, |endpoint| !leaving::is_avoided(endpoint, now));
+    }
+    Ok(candidates)
+}
+
 /// The endpoints among `active` that are neither ejected nor unwell; all of them if those are too few.
-fn healthy(cluster: &Cluster, active: &[Arc<Endpoint>], now: Millis) -> Vec<Arc<Endpoint>> {
+fn healthy(cluster: &Cluster, active: &[Arc<Endpoint>], ejected: impl Fn(&Endpoint) -> bool) -> Vec<Arc<Endpoint>> {
     let is_healthy = |endpoint: &&Arc<Endpoint>| {
-        // Both are asked: this is where an ejection ends.
-        let ejected = outlier::still_ejected(cluster, endpoint, now);
+        // Both are asked: asking is how an ejection ends.
+        let ejected = ejected(endpoint);
         !ejected && endpoint.state.health.is_well()
     };
     let healthy: Vec<_> = active.iter().filter(is_healthy).cloned().collect();
@@ -144,7 +163,12 @@ fn healthy(cluster: &Cluster, active: &[Arc<Endpoint>], now: Millis) -> Vec<Arc<
 fn overflows(near: usize, well: usize, view: &mut View<'_>) -> bool {
     let all = near as u64 * 100;
     let ticket = view.hash.map_or_else(|| view.rng.u64(..all), |hash| hash % all);
-    ticket >= (well * OVERPROVISIONED_PERCENT) as u64
+    ticket >= near_capacity(well)
+}
+
+/// What so many near endpoints that are well can take, in percent of one's share.
+fn near_capacity(well: usize) -> u64 {
+    (well * OVERPROVISIONED_PERCENT) as u64
 }
 
 /// The endpoint at `address`, if it takes requests: it is neither ejected nor unwell nor leaving.

@@ -129,6 +129,11 @@ impl State {
     pub fn ejected(&self, now: Millis) -> bool {
         self.ejected_until.load(Ordering::Relaxed) > now.0
     }
+
+    /// How long it still is.
+    pub fn ejected_for(&self, now: Millis) -> Duration {
+        Duration::from_millis(self.ejected_until.load(Ordering::Relaxed).saturating_sub(now.0))
+    }
 }
 
 /// What became of a request at `endpoint`, and how long its answer took; returns who is ejected now.
@@ -266,7 +271,8 @@ mod tests {
     }
 
     fn healthy_at(cluster: &Cluster, now: u64) -> usize {
-        healthy(cluster, cluster.endpoints.load().active(), Millis(now)).len()
+        let ejected = |endpoint: &Endpoint| still_ejected(cluster, endpoint, Millis(now));
+        healthy(cluster, cluster.endpoints.load().active(), ejected).len()
     }
 
     #[test]

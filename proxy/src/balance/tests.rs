@@ -21,13 +21,14 @@ fn cluster(policy: LoadBalancing, weights: &[u32]) -> Cluster {
 }
 
 /// A cluster with an endpoint of each weight, at the ports from 1.
-pub(super) fn cluster_of(settings: Settings, weights: &[u32]) -> Cluster {
+pub(crate) fn cluster_of(settings: Settings, weights: &[u32]) -> Cluster {
     let endpoints = (1..).zip(weights).map(|(port, weight)| endpoint(port, *weight));
     Cluster {
         name: "shop/api/80".into(),
         service: None,
         settings,
         identities: Arc::new([]),
+        sources: Arc::new([]),
         endpoints: EndpointSet::new(endpoints.collect()).into_swap(),
         state: Arc::default(),
     }

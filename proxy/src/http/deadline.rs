@@ -8,8 +8,13 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The earlier of what the route gives and what a gRPC client asks for. A timeout that cannot be read is the server's to refuse.
 pub fn of(arrived: Instant, route: Option<Duration>, grpc: bool, headers: &HeaderMap) -> Option<Instant> {
+    length(route, grpc, headers).and_then(|limit| arrived.checked_add(limit))
+}
+
+/// How long the answer may take; `None`: as long as it likes.
+pub fn length(route: Option<Duration>, grpc: bool, headers: &HeaderMap) -> Option<Duration> {
     let asked = if grpc { headers.get(GRPC_TIMEOUT).and_then(parse) } else { None };
-    earliest(route, asked).and_then(|limit| arrived.checked_add(limit))
+    earliest(route, asked)
 }
 
 /// Tells a gRPC server how long it has left.

@@ -10,6 +10,8 @@ use super::body::Body;
 
 /// Tells the caller which cause a response of the mesh's own has.
 pub const X_HEDDLE_ERROR: HeaderName = HeaderName::from_static("x-heddle-error");
+/// Tells the caller what made an answer of the mesh's own that is no failure.
+pub const X_HEDDLE_ANSWER: HeaderName = HeaderName::from_static("x-heddle-answer");
 /// Said by an inbound sidecar to the outbound one: the application never saw this request.
 pub const X_HEDDLE_UNDELIVERED: HeaderName = HeaderName::from_static("x-heddle-undelivered");
 /// Said by an inbound sidecar to the outbound one: its workload is on its way out, others are to be preferred. The control
@@ -138,6 +140,11 @@ impl Cause {
         self.facts().3
     }
 
+    /// Where it is explained.
+    pub fn page(self) -> String {
+        page(self.name())
+    }
+
     /// What an operator checks first.
     pub fn advice(self) -> &'static str {
         self.facts().4
@@ -250,19 +257,49 @@ pub fn response(cause: Cause, grpc: bool) -> Response<Body> {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         response
     } else {
-        let text = format!("heddle: {cause}\n");
-        let mut response = Response::new(Body::full(text.into()));
+        let mut response = Response::new(Body::full(text(cause).into()));
         *response.status_mut() = cause.status();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         response
     };
-    response.headers_mut().insert(X_HEDDLE_ERROR, HeaderValue::from_static(cause.name()));
+    name_cause(response.headers_mut(), cause);
     response
 }
 
+/// What an answer of the mesh's own says.
+pub fn text(cause: Cause) -> String {
+    format!("heddle: {cause}\nsee {}\n", cause.page())
+}
+
+/// Names the cause of an answer, and the page that explains it (RFC 8288, `help`).
+pub fn name_cause(headers: &mut HeaderMap, cause: Cause) {
+    headers.insert(X_HEDDLE_ERROR, HeaderValue::from_static(cause.name()));
+    link(headers, cause.name());
+}
+
+/// Names what made an answer that is no failure, and the page that explains it.
+pub fn name_answer(headers: &mut HeaderMap, by: &'static str) {
+    headers.insert(X_HEDDLE_ANSWER, HeaderValue::from_static(by));
+    link(headers, by);
+}
+
+fn link(headers: &mut HeaderMap, section: &str) {
+    // A URL and ASCII around it are a value.
+    if let Ok(link) = HeaderValue::try_from(format!("<{}>; rel=\"help\"", page(section))) {
+        headers.append(header::LINK, link);
+    }
+}
+
+fn page(section: &str) -> String {
+    format!("{PAGE}#{section}")
+}
+
+/// Explains every cause, each under a heading of its name; `heddle explain CAUSE` prints the same.
+const PAGE: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/docs/causes.md");
+
 /// What ends a gRPC response that cannot be completed (gRPC `PROTOCOL-HTTP2.md`, Trailers).
 pub fn grpc_trailers(cause: Cause) -> HeaderMap {
-    let mut trailers = HeaderMap::with_capacity(2);
+    let mut trailers = HeaderMap::with_capacity(4);
     trailers.insert("grpc-status", HeaderValue::from(cause.grpc_status()));
     trailers.insert("grpc-message", HeaderValue::from_static(cause.advice()));
     trailers

@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::body::Body;
-use super::error::{Cause, X_HEDDLE_ERROR};
+use super::error::{self, Cause};
 use super::route;
 use crate::metrics::Faults;
 use crate::tables::route::{AbortStatus, Fault};
@@ -16,7 +16,7 @@ pub async fn inject(
     mut draw: impl FnMut(u32) -> u32,
     count: &Faults,
 ) -> Option<Response<Body>> {
-    if !fault.headers.iter().all(|(name, value)| route::header_matches(headers.get_all(name), value)) {
+    if !is_meant(fault, headers) {
         return None;
     }
     let mut hit = |per_million| draw(MILLION) < per_million;
@@ -29,6 +29,11 @@ pub async fn inject(
     Some(answer(abort.status, grpc))
 }
 
+/// Whether requests with these headers are hit at all.
+pub fn is_meant(fault: &Fault, headers: &HeaderMap) -> bool {
+    fault.headers.iter().all(|(name, value)| route::header_matches(headers.get_all(name), value))
+}
+
 fn answer(status: AbortStatus, grpc: bool) -> Response<Body> {
     let mut response = if grpc {
         let mut response = Response::new(Body::empty());
@@ -38,13 +43,12 @@ fn answer(status: AbortStatus, grpc: bool) -> Response<Body> {
         headers.insert("grpc-message", HeaderValue::from_static(Cause::FaultInjected.advice()));
         response
     } else {
-        let text = format!("heddle: {}\n", Cause::FaultInjected);
-        let mut response = Response::new(Body::full(text.into()));
+        let mut response = Response::new(Body::full(error::text(Cause::FaultInjected).into()));
         *response.status_mut() = http_status(status);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         response
     };
-    response.headers_mut().insert(X_HEDDLE_ERROR, HeaderValue::from_static(Cause::FaultInjected.name()));
+    error::name_cause(response.headers_mut(), Cause::FaultInjected);
     response
 }
 
@@ -64,7 +68,7 @@ fn grpc_status(status: AbortStatus) -> u16 {
 }
 
 /// `google.rpc.Code`, "HTTP Mapping".
-fn http_status(status: AbortStatus) -> StatusCode {
+pub fn http_status(status: AbortStatus) -> StatusCode {
     let code = match status {
         AbortStatus::Http(status) => return status,
         AbortStatus::Grpc(0) => 200,

@@ -72,10 +72,20 @@ pub fn enter(worker: &Worker, limits: &[Concurrency]) -> Result<Vec<Place>, Caus
     Ok(places)
 }
 
-fn is_counted(limit: &RateLimit, facts: &Facts<'_>, headers: &HeaderMap) -> bool {
+/// Whether `limit` counts the request.
+pub fn is_counted(limit: &RateLimit, facts: &Facts<'_>, headers: &HeaderMap) -> bool {
     let mut wanted = limit.headers.iter();
     wanted.all(|(name, value)| route::header_matches(headers.get_all(name), value))
         && authz::counts(&limit.counts, facts)
+}
+
+/// How long the request would have to wait for room in `limit`, at `now` after the process began; nothing is taken. A service is not
+/// asked: that would count.
+pub fn wait(limit: &RateLimit, facts: &Facts<'_>, headers: &HeaderMap, now: Duration) -> Option<Duration> {
+    match &limit.counter {
+        Counter::Local(buckets) => buckets.wait(value(&limit.by, facts, headers).as_deref(), now),
+        Counter::Service(..) => None,
+    }
 }
 
 /// That which has a bucket of its own.

@@ -5,7 +5,7 @@
 //! beside us.
 
 use std::iter;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,7 +24,7 @@ use super::source::Source;
 use super::{
     cors, deadline, fault, guard, hash, headers, identity, limit, mirror, route, session, trace, translate, upgrade,
 };
-use crate::authz::{self, Decision, Facts, HttpFacts, Readings};
+use crate::authz::{self, Decision, Facts};
 use crate::balance;
 use crate::concurrency::Place;
 use crate::drain::Phase;
@@ -101,7 +101,7 @@ pub async fn handle(connection: Rc<Connection>, request: Request<Incoming>) -> R
     let body = ClientBody::new(body, &head, connection.clone());
     let (version, grpc) = (head.version, route::is_grpc(&head.headers));
     let mut record = Record::new(&connection.worker, connection.direction, connection.caller(), grpc);
-    record.log(&head, connection.peer);
+    record.log(&head, connection.peer, connection.original_dst);
     let mut chosen = Chosen::default();
     let reply = match guard::check(&head) {
         Ok(()) => serve(&connection, head, body, &mut record, &mut chosen).await,
@@ -257,10 +257,11 @@ async fn serve(
     }
     let table = route_table(connection).await?;
     let rule = &route::select(&table, &head).ok_or(Cause::NoRoute)?.rule;
+    record.route(&rule.name);
     if let Some(policy) = &rule.cors {
         let may = cors::allowed(policy, &head.headers);
         if let Some(answer) = cors::preflight(policy, may.as_ref(), &head) {
-            return Ok(Reply::Own(answer, None));
+            return Ok(own(answer, "preflight"));
         }
         chosen.allowed = may;
     }
@@ -279,11 +280,11 @@ async fn serve(
         // A delay on purpose is none of the upstream's.
         arrived = Instant::now();
     }
-    let hash = place.ok().and_then(|place| hash_for(rule, place, &head, connection.peer));
+    let hash = place.ok().and_then(|place| hash_for(rule, place, &head, connection.peer.ip()));
     chosen.note(rule, None);
     let port = connection.original_dst.port();
     if let Verdict::Answer(response) = filter::on_request(&rule.filters, &mut head, port) {
-        return Ok(Reply::Own(response, None));
+        return Ok(own(response, "redirect"));
     }
     let place = place?;
     let backend = rule.backends.get(place).ok_or(Cause::InvalidBackend)?;
@@ -291,7 +292,7 @@ async fn serve(
     let cluster = backend.cluster.as_ref().ok_or(Cause::InvalidBackend)?;
     record.destination(cluster.service.as_ref());
     if let Verdict::Answer(response) = filter::on_request(&backend.filters, &mut head, port) {
-        return Ok(Reply::Own(response, None));
+        return Ok(own(response, "redirect"));
     }
     let target = Target {
         worker: &connection.worker,
@@ -310,6 +311,12 @@ async fn serve(
         reply.tell_session(kept, session);
     }
     Ok(reply)
+}
+
+/// An answer that is no failure, with what made it.
+fn own(mut response: Response<Body>, by: &'static str) -> Reply {
+    error::name_answer(response.headers_mut(), by);
+    Reply::Own(response, None)
 }
 
 async fn serve_inbound(
@@ -371,22 +378,10 @@ async fn admit(
 
 /// What policies know of a request.
 fn facts<'f>(connection: &Connection, inbound: &'f Inbound, head: &'f Parts) -> Facts<'f> {
-    let host = match head.uri.authority() {
-        Some(authority) => authority.as_str(),
-        None => head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
-    };
     let caller = inbound.caller.as_deref();
-    Facts {
-        principal: caller.map(|caller| &*caller.principal),
-        namespace: caller.and_then(|caller| caller.namespace.as_deref()),
-        ip: connection.peer.ip(),
-        port: connection.original_dst.port(),
-        http: Some(HttpFacts {
-            method: head.method.as_str(),
-            path: Readings::of(head.uri.path()),
-            host: authz::host(host),
-        }),
-    }
+    let principal = caller.map(|caller| &*caller.principal);
+    let namespace = caller.and_then(|caller| caller.namespace.as_deref());
+    Facts::of_request(principal, namespace, connection.peer.ip(), connection.original_dst.port(), head)
 }
 
 fn authorize(connection: &Connection, policies: &PolicySet, facts: &Facts<'_>) -> Result<(), Error> {
@@ -396,8 +391,8 @@ fn authorize(connection: &Connection, policies: &PolicySet, facts: &Facts<'_>) -
     let decision = authz::decide(policies, facts);
     connection.worker.shared.metrics.authorization.decided(&decision);
     match decision {
-        Decision::Allow | Decision::WouldDeny(_) => Ok(()),
-        Decision::Deny(policy) => Err(Error::new(Cause::Denied, authz::reason(policy.as_deref()))),
+        Decision::Allow(_) | Decision::WouldDeny(_) => Ok(()),
+        Decision::Deny(by) => Err(Error::new(Cause::Denied, authz::reason(by))),
     }
 }
 
@@ -415,7 +410,7 @@ async fn route_table(connection: &Connection) -> Result<Arc<RouteTable>, Cause> 
 }
 
 /// The place of the backend that has the endpoint of a request's session, which comes before weights (GEP-1619).
-fn backend_in_session(rule: &Rule, address: SocketAddr, now: Millis) -> Option<usize> {
+pub fn backend_in_session(rule: &Rule, address: SocketAddr, now: Millis) -> Option<usize> {
     let has = |cluster: &Arc<Cluster>| balance::at(cluster, address, now).is_some();
     rule.backends.iter().position(|backend| backend.weight > 0 && backend.cluster.as_ref().is_some_and(has))
 }
@@ -437,9 +432,9 @@ fn choose_backend(rule: &Rule, rng: &mut fastrand::Rng) -> Result<usize, Cause> 
 }
 
 /// The hash of a request, if the backend at `place` is chosen by one.
-fn hash_for(rule: &Rule, place: usize, head: &Parts, client: SocketAddr) -> Option<u64> {
+pub fn hash_for(rule: &Rule, place: usize, head: &Parts, client: IpAddr) -> Option<u64> {
     let hash_on = rule.backends.get(place)?.cluster.as_ref()?.settings.policy.hash_on();
-    hash::of(hash_on, head, client.ip())
+    hash::of(hash_on, head, client)
 }
 
 /// A request leaves as it came, unless the endpoints speak only the other version.
@@ -485,6 +480,7 @@ async fn forward<'m>(
     if matches!(lease.endpoint.tls, EndpointTls::Plaintext) {
         // Only a sidecar may speak for the mesh.
         head.headers.remove(error::X_HEDDLE_ERROR);
+        head.headers.remove(error::X_HEDDLE_ANSWER);
         head.headers.remove(error::X_HEDDLE_UNDELIVERED);
         head.headers.remove(error::X_HEDDLE_DRAINING);
     }

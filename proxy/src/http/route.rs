@@ -2,22 +2,46 @@
 //!
 //! The table is in order of precedence, so the first match wins. Called from `request`, once per request.
 
-use http::HeaderMap;
 use http::request::Parts;
+use http::{HeaderMap, HeaderName};
 use percent_encoding::percent_decode_str;
 
 use crate::tables::route::{PathMatch, Route, RouteMatch, RouteTable, StringMatch};
 
 /// The first route that matches, or `None`.
 pub fn select<'t>(table: &'t RouteTable, request: &Parts) -> Option<&'t Route> {
-    table.routes.iter().find(|route| matches(&route.matches, request))
+    table.routes.iter().find(|route| miss(&route.matches, request).is_none())
 }
 
-fn matches(conditions: &RouteMatch, request: &Parts) -> bool {
-    conditions.method.as_ref().is_none_or(|method| *method == request.method)
-        && conditions.path.as_ref().is_none_or(|path| path_matches(path, request.uri.path()))
-        && conditions.headers.iter().all(|(name, value)| header_matches(request.headers.get_all(name), value))
-        && conditions.query.iter().all(|(name, value)| query_matches(request.uri.query(), name, value))
+/// A condition that a request does not meet.
+#[derive(Debug, Clone, Copy)]
+pub enum Miss<'m> {
+    /// The method.
+    Method,
+    /// The path.
+    Path,
+    /// This header.
+    Header(&'m HeaderName),
+    /// This query parameter.
+    Query(&'m str),
+}
+
+/// The first condition that `request` does not meet; `None`: it meets all.
+pub fn miss<'m>(conditions: &'m RouteMatch, request: &Parts) -> Option<Miss<'m>> {
+    if conditions.method.as_ref().is_some_and(|method| *method != request.method) {
+        return Some(Miss::Method);
+    }
+    if conditions.path.as_ref().is_some_and(|path| !path_matches(path, request.uri.path())) {
+        return Some(Miss::Path);
+    }
+    let headers = &request.headers;
+    if let Some((name, _)) = conditions.headers.iter().find(|(name, want)| !header_matches(headers.get_all(name), want))
+    {
+        return Some(Miss::Header(name));
+    }
+    let query = request.uri.query();
+    let missed = conditions.query.iter().find(|(name, want)| !query_matches(query, name, want));
+    missed.map(|(name, _)| Miss::Query(name))
 }
 
 fn path_matches(condition: &PathMatch, path: &str) -> bool {
@@ -85,7 +109,11 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderName, Request};
+    use http::Request;
+
+    fn matches(conditions: &RouteMatch, request: &Parts) -> bool {
+        miss(conditions, request).is_none()
+    }
 
     fn request(uri: &str, headers: &[(&str, &str)]) -> Parts {
         let mut builder = Request::get(uri);

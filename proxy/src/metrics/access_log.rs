@@ -7,13 +7,14 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
 use http::request::Parts;
 use prometheus::{IntCounter, Registry};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{Direction, edges};
 use crate::http::error::Cause;
@@ -112,14 +113,19 @@ pub struct Line {
     connection_security_policy: String,
     source_principal: String,
     source_namespace: String,
+    /// Outbound: this workload, as metrics name it.
+    source_workload: String,
     destination_namespace: String,
     destination_service: String,
     destination_workload: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<SocketAddr>,
-    /// Where the other end meant to connect, of a connection that was refused.
+    /// Where the other end meant to connect, of a request or of a connection that was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     original_destination: Option<SocketAddr>,
+    /// The rule of the route that was taken, `<Kind>/<namespace>/<name>/<rule>`; outbound only.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "text")]
+    pub route: Option<Arc<str>>,
     /// The endpoint that was used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<SocketAddr>,
@@ -148,11 +154,12 @@ pub struct Line {
 
 impl Line {
     /// About a request that begins now.
-    pub fn request(head: &Parts, peer: SocketAddr) -> Self {
+    pub fn request(head: &Parts, peer: SocketAddr, original_dst: SocketAddr) -> Self {
         let field = |name: &str| head.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
         let host = head.uri.authority().map_or_else(|| field("host"), ToString::to_string);
         Self {
             peer: Some(peer),
+            original_destination: Some(original_dst),
             method: head.method.to_string(),
             host,
             path: head.uri.path().to_owned(),
@@ -187,6 +194,7 @@ impl Line {
         self.connection_security_policy = value("connection_security_policy");
         self.source_principal = value("source_principal");
         self.source_namespace = value("source_namespace");
+        self.source_workload = value("source_workload");
         self.destination_namespace = value("destination_namespace");
         self.destination_service = value("destination_service");
         self.destination_workload = value("destination_workload");
@@ -205,6 +213,10 @@ impl Line {
     }
 }
 
+fn text<S: Serializer>(value: &Option<Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(value.as_deref().unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,7 +224,8 @@ mod tests {
     #[test]
     fn json_and_text_name_the_same_fields_and_quote_what_clients_choose() {
         let request = http::Request::get("/a%22b").header("host", "shop").body(()).unwrap();
-        let line = Line::request(&request.into_parts().0, ([127, 0, 0, 1], 9).into());
+        let local = ([127, 0, 0, 1], 9).into();
+        let line = Line::request(&request.into_parts().0, local, local);
         let json = serde_json::to_string(&line).unwrap();
         assert!(json.contains(r#""path":"/a%22b""#), "{json}");
         let text = String::from_utf8(line.text()).unwrap();

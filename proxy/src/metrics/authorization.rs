@@ -22,12 +22,13 @@ impl Authorization {
     }
 
     /// A decision was made.
-    pub fn decided(&self, decision: &Decision) {
-        let (name, policy) = match decision {
-            Decision::Allow => ("allow", None),
-            Decision::Deny(policy) => ("deny", policy.as_deref()),
-            Decision::WouldDeny(policy) => ("would_deny", policy.as_deref()),
+    pub fn decided(&self, decision: &Decision<'_>) {
+        let policy = match decision {
+            // One series: which ALLOW policy it was is no question of metrics.
+            Decision::Allow(_) => None,
+            Decision::Deny(by) | Decision::WouldDeny(by) => *by,
         };
-        self.decisions.with_label_values(&[name, policy.unwrap_or_default()]).inc();
+        let policy = policy.map(|by| &*by.policy.name).unwrap_or_default();
+        self.decisions.with_label_values(&[decision.name(), policy]).inc();
     }
 }

@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -180,9 +181,16 @@ impl Record {
     }
 
     /// Begins a line of the access log, if it is on.
-    pub fn log(&mut self, head: &Parts, peer: SocketAddr) {
+    pub fn log(&mut self, head: &Parts, peer: SocketAddr, original_dst: SocketAddr) {
         if self.worker.shared.access_log.is_on() {
-            self.line = Some(Box::new(Line::request(head, peer)));
+            self.line = Some(Box::new(Line::request(head, peer, original_dst)));
+        }
+    }
+
+    /// The request takes the rule of this name.
+    pub fn route(&mut self, rule: &Arc<str>) {
+        if let Some(line) = &mut self.line {
+            line.route = Some(rule.clone());
         }
     }
 

@@ -24,10 +24,10 @@ use super::read::{self, Error, Within, at_most};
 use super::{balancing, health, outlier};
 use crate::balance::breaker;
 use crate::http::MAX_SHARED_STREAMS;
-use crate::tables::ServiceName;
 use crate::tables::cluster::{
     Connections, DEFAULT_RETRY_BUDGET_FLOOR, DEFAULT_RETRY_BUDGET_PERCENT, KeepAlive, Settings, UpstreamHttp,
 };
+use crate::tables::{ServiceName, Sources};
 
 /// One cluster, without its endpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub struct Parsed {
     pub settings: Settings,
     /// Identities a meshed endpoint may show that names none itself.
     pub identities: Arc<[Arc<str>]>,
+    /// What it was made from.
+    pub sources: Sources,
 }
 
 /// Reads the resource `name`.
@@ -60,6 +62,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, Error> {
         service: facts.service.as_deref().map(read::service_name).transpose().within("metadata.service")?,
         settings: settings(&message, &facts)?,
         identities: identities(&message.transport_socket_matches)?,
+        sources: read::sources(message.metadata.as_ref())?,
     })
 }
 

@@ -41,6 +41,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Inbound, Error> {
         namespace: workload.namespace,
         ports,
         other_ports: Arc::new(port(other).within("default_filter_chain")?),
+        sources: read::sources(message.metadata.as_ref())?,
     })
 }
 

@@ -19,6 +19,7 @@ use prost::Name;
 
 use super::read::{self, Error, Within, at_most};
 use super::route::INVALID_CLUSTER;
+use crate::tables::Sources;
 use crate::tables::listener::Protocol;
 
 /// One original destination, with the names of what it leads to.
@@ -30,6 +31,8 @@ pub struct Parsed {
     pub routes: Option<Arc<str>>,
     /// Where opaque connections go; `None` where there can be none.
     pub tcp: Option<Opaque>,
+    /// What it was made from.
+    pub sources: Sources,
 }
 
 /// What tells opaque connections apart.
@@ -74,6 +77,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, Error> {
     if parse_outbound(name) != Some(address) {
         return Err(Error::new("address", format!("is {address}, must be the one the listener is named after")));
     }
+    let sources = read::sources(message.metadata.as_ref())?;
     let mut found = Chains::default();
     for (index, chain) in message.filter_chains.iter().enumerate() {
         found.take(chain).nth("filter_chains", index)?;
@@ -86,7 +90,8 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, Error> {
             let reason = "must not hold a chain without server_names beside chains that have them";
             return Err(Error::new("filter_chains", reason));
         }
-        return Ok(Parsed { protocol: Protocol::Tcp, routes: None, tcp: Some(Opaque::ServerNames(found.names)) });
+        let tcp = Some(Opaque::ServerNames(found.names));
+        return Ok(Parsed { protocol: Protocol::Tcp, routes: None, tcp, sources });
     }
     let by_bytes = message.listener_filters.iter().any(|filter| filter.name == HTTP_INSPECTOR);
     let protocol = match (&found.routes, &found.tcp) {
@@ -100,7 +105,8 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Parsed, Error> {
         (Some(_), None) => Protocol::Http,
         (None, Some(_)) => Protocol::Tcp,
     };
-    Ok(Parsed { protocol, routes: found.routes.map(|(_, name)| name), tcp: found.tcp.map(Opaque::Shares) })
+    let (routes, tcp) = (found.routes.map(|(_, name)| name), found.tcp.map(Opaque::Shares));
+    Ok(Parsed { protocol, routes, tcp, sources })
 }
 
 #[derive(Default)]

@@ -18,7 +18,7 @@ use prost::{Message, Name};
 use regex::{Regex, RegexBuilder};
 use serde::de::DeserializeOwned;
 
-use crate::tables::ServiceName;
+use crate::tables::{ServiceName, Sources};
 
 /// Why a resource is refused: where, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -203,6 +203,16 @@ pub(super) fn facts<F: DeserializeOwned>(metadata: Option<&Metadata>) -> Result<
         None => "{}".to_owned(),
     };
     serde_json::from_str(&text).map_err(|error| Error::new(FACTS, error))
+}
+
+/// The objects that a resource was made from, where it says so.
+pub(super) fn sources(metadata: Option<&Metadata>) -> Result<Sources, Error> {
+    #[derive(serde::Deserialize)]
+    struct Facts {
+        #[serde(default)]
+        sources: Vec<Box<str>>,
+    }
+    Ok(facts::<Facts>(metadata)?.sources.into())
 }
 
 /// Where facts stand.

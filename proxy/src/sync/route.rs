@@ -71,7 +71,7 @@ pub fn parse(
     for (index, route) in host.routes.iter().enumerate() {
         routes.push(self::route(route, cluster).nth("routes", index).nth("virtual_hosts", 0)?);
     }
-    Ok(RouteTable { name: name.into(), routes })
+    Ok(RouteTable { name: name.into(), routes, sources: read::sources(message.metadata.as_ref())? })
 }
 
 /// Names of all clusters the resource leads to, after it was read.

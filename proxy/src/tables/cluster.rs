@@ -13,7 +13,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::HeaderName;
 
-use super::{Millis, ServiceName};
+use super::{Millis, ServiceName, Sources};
 use crate::balance::{breaker, hashed, health, outlier};
 use crate::http::MAX_SHARED_STREAMS;
 
@@ -28,6 +28,8 @@ pub struct Cluster {
     pub settings: Settings,
     /// SPIFFE IDs a meshed endpoint may show where the endpoint names none itself.
     pub identities: Arc<[Arc<str>]>,
+    /// What it was made from.
+    pub sources: Sources,
     /// The endpoints in force. Written by the control thread; a pick reads it once.
     pub endpoints: ArcSwap<EndpointSet>,
     /// Outlives replacement of the cluster.

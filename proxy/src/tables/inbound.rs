@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::ServiceName;
 use super::cluster::Settings;
 use super::listener::Protocol;
 use super::policy::PolicySet;
 use super::rate_limit::{Concurrency, Counter, RateLimit};
+use super::{ServiceName, Sources};
 
 /// The `inbound` resource of one workload.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Inbound {
     pub ports: HashMap<u16, Arc<Port>>,
     /// For a port that no object mentions.
     pub other_ports: Arc<Port>,
+    /// What it was made from.
+    pub sources: Sources,
 }
 
 impl Inbound {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::Sources;
 use super::cluster::Cluster;
 use super::route::RouteTable;
 
@@ -31,6 +32,8 @@ pub struct Listener {
     pub http: Option<Arc<RouteTable>>,
     /// Where opaque connections go; `None` where the port carries HTTP only.
     pub tcp: Option<Opaque>,
+    /// What it was made from.
+    pub sources: Sources,
 }
 
 /// What tells opaque connections apart.
@@ -120,6 +123,11 @@ impl Shares {
             hit
         });
         chosen?.cluster.as_ref()
+    }
+
+    /// Each of them.
+    pub fn all(&self) -> &[Share] {
+        &self.0
     }
 
     /// All clusters.

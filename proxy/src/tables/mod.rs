@@ -145,6 +145,9 @@ impl Store {
     }
 }
 
+/// The objects that something was made from, each `<Kind>/<namespace>/<name>`, for `explain`.
+pub type Sources = Arc<[Box<str>]>;
+
 /// A Service by namespace and name, as metric labels and error texts show it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceName {

@@ -7,6 +7,7 @@ use http::uri::Scheme;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use regex::Regex;
 
+use super::Sources;
 use super::cluster::Cluster;
 
 /// All routes of one Service port, first match wins.
@@ -16,6 +17,8 @@ pub struct RouteTable {
     pub name: Arc<str>,
     /// In order of Gateway API precedence; the control plane sorts, the sidecar only walks.
     pub routes: Vec<Route>,
+    /// What they were made from.
+    pub sources: Sources,
 }
 
 /// One match and what it leads to. A rule with several matches stands here once per match.

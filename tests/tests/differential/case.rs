@@ -180,3 +180,44 @@ pub fn allowed(number: u64) -> String {
 pub fn denied(number: u64) -> String {
     format!("/denied/{number}")
 }
+
+/// The manifests of a case with its markers.
+pub fn in_force(case: &Case, number: u64) -> String {
+    let mut all = case.manifests.clone();
+    for policy in all.iter_mut().filter(|manifest| manifest["kind"] == "AuthorizationPolicy") {
+        let_in(policy, &allowed(number));
+    }
+    all.extend(markers(number));
+    let documents: Vec<String> = all.iter().map(Value::to_string).collect();
+    documents.join("\n---\n")
+}
+
+/// Keeps a policy from keeping out what asks for `path`.
+fn let_in(policy: &mut Value, path: &str) {
+    let denies = policy["spec"]["action"] == "DENY";
+    let Some(rules) = policy["spec"]["rules"].as_array_mut() else { return };
+    if !denies {
+        rules.push(json!({ "to": [{ "paths": [path] }] }));
+        return;
+    }
+    for rule in rules {
+        if rule["to"].is_null() {
+            rule["to"] = json!([{}]);
+        }
+        for operation in rule["to"].as_array_mut().into_iter().flatten() {
+            match operation["notPaths"].as_array_mut() {
+                Some(paths) => paths.push(json!(path)),
+                None => operation["notPaths"] = json!([path]),
+            }
+        }
+    }
+}
+
+/// A namespace with a Service that selects nobody.
+pub fn store(number: u8) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Namespace\nmetadata: {{ name: {STORE} }}\n\
+         ---\napiVersion: v1\nkind: Service\nmetadata: {{ name: {AWAY}, namespace: {STORE} }}\n\
+         spec:\n  clusterIP: 10.96.0.{number}\n  selector: {{ app: nobody }}\n  ports: [{{ port: 80, targetPort: 8080 }}]\n"
+    )
+}

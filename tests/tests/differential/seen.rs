@@ -109,9 +109,11 @@ const SOME_ENDPOINT: &str = "<endpoint>";
 const SESSIONS: [&str; 3] = ["cart", "x-session", "session-"];
 
 /// How fields of a response begin that differ with Envoy, and why.
-const RESPONSE: [(&str, &str); 8] = [
+const RESPONSE: [(&str, &str); 10] = [
     ("date: ", "Envoy writes one into every response"),
     ("x-heddle-error: ", "the cause by name is the sidecar's own; Envoy has none"),
+    ("x-heddle-answer: ", "what made an answer is the sidecar's own word too"),
+    ("link: <https://github.com/heddle-mesh/heddle/", "and so is the page that explains it"),
     ("content-type: text/plain", "the words of a sidecar's own answer are its own"),
     ("vary: origin", "Envoy does not say that a response is for one origin"),
     ("grpc-message: ", "so are they in gRPC"),

@@ -12,12 +12,10 @@ use heddle_tests::live::{LiveMesh, shop, vip};
 use heddle_tests::pods::MeshPod;
 use heddle_tests::wire::{Message, Reader};
 use heddle_tests::{eventually, h2c, talk};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::application::{self, Attempts};
-use crate::case::{
-    AWAY, Ask, By, Case, EMPTY, SERVICES, SHADOW, STORE, allowed, by, denied, marker_ask, markers, parents,
-};
+use crate::case::{Ask, By, Case, EMPTY, SERVICES, SHADOW, allowed, by, denied, in_force, marker_ask, parents, store};
 use crate::seen::Seen;
 
 /// Which data plane stands beside an application.
@@ -115,13 +113,7 @@ impl World {
     pub fn apply(&mut self, case: &Case) {
         self.number += 1;
         let number = self.number;
-        let mut all = case.manifests.clone();
-        for policy in all.iter_mut().filter(|manifest| manifest["kind"] == "AuthorizationPolicy") {
-            let_in(policy, &allowed(number));
-        }
-        all.extend(markers(number));
-        let documents: Vec<String> = all.iter().map(Value::to_string).collect();
-        self.mesh.apply("case.yaml", &documents.join("\n---\n"));
+        self.mesh.apply("case.yaml", &in_force(case, number));
         for (sidecar, client) in &self.clients {
             for (service, place) in parents() {
                 eventually(&format!("case {number} is in force for {service} at {sidecar:?}"), || {
@@ -236,34 +228,4 @@ fn kept(mut connection: Connection<'_>, ask: &Ask, field: &str) -> Seen {
     // Without a session each request goes anywhere.
     let line = if told == 0 { "told never".to_owned() } else { format!("{} pods, told {told} times", pods.len()) };
     Seen { line, ..Seen::default() }
-}
-
-/// Keeps a policy from keeping out what asks for `path`.
-fn let_in(policy: &mut Value, path: &str) {
-    let denies = policy["spec"]["action"] == "DENY";
-    let Some(rules) = policy["spec"]["rules"].as_array_mut() else { return };
-    if !denies {
-        rules.push(json!({ "to": [{ "paths": [path] }] }));
-        return;
-    }
-    for rule in rules {
-        if rule["to"].is_null() {
-            rule["to"] = json!([{}]);
-        }
-        for operation in rule["to"].as_array_mut().into_iter().flatten() {
-            match operation["notPaths"].as_array_mut() {
-                Some(paths) => paths.push(json!(path)),
-                None => operation["notPaths"] = json!([path]),
-            }
-        }
-    }
-}
-
-/// A namespace with a Service that selects nobody.
-fn store(number: u8) -> String {
-    format!(
-        "---\napiVersion: v1\nkind: Namespace\nmetadata: {{ name: {STORE} }}\n\
-         ---\napiVersion: v1\nkind: Service\nmetadata: {{ name: {AWAY}, namespace: {STORE} }}\n\
-         spec:\n  clusterIP: 10.96.0.{number}\n  selector: {{ app: nobody }}\n  ports: [{{ port: 80, targetPort: 8080 }}]\n"
-    )
 }

@@ -101,7 +101,10 @@ impl Wanted {
 }
 
 pub(super) fn is_made_from(live: &Cluster, parsed: &cluster::Parsed) -> bool {
-    live.service == parsed.service && live.settings == parsed.settings && live.identities == parsed.identities
+    live.service == parsed.service
+        && live.settings == parsed.settings
+        && live.identities == parsed.identities
+        && live.sources == parsed.sources
 }
 
 pub(super) fn make_cluster(name: &Arc<str>, parsed: &cluster::Parsed, entry: &ClusterEntry) -> Cluster {
@@ -118,6 +121,7 @@ pub(super) fn make_cluster(name: &Arc<str>, parsed: &cluster::Parsed, entry: &Cl
         service: parsed.service.clone(),
         settings: parsed.settings.clone(),
         identities: parsed.identities.clone(),
+        sources: parsed.sources.clone(),
         endpoints: endpoints.into_swap(),
         state: entry.live.as_ref().map(|live| live.state.clone()).unwrap_or_default(),
     }
@@ -144,5 +148,6 @@ pub(super) fn next_endpoints(
 
 /// What a cluster is taken for of which nothing is known.
 pub(super) fn unanswered_settings() -> cluster::Parsed {
-    cluster::Parsed { service: None, settings: Settings::default(), identities: Arc::new([]) }
+    let (identities, sources) = (Arc::new([]), Arc::new([]));
+    cluster::Parsed { service: None, settings: Settings::default(), identities, sources }
 }

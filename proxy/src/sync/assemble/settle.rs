@@ -141,6 +141,7 @@ impl Core {
             protocol: parsed.protocol,
             http: parsed.routes.as_ref().map(|name| self.table(name)),
             tcp,
+            sources: parsed.sources.clone(),
         };
         if let Some(wanted) = self.destinations.get_mut(&address) {
             wanted.live = Some((Some(parsed.clone()), Answer::Exists(Arc::new(listener))));
@@ -158,7 +159,7 @@ impl Core {
         }
         let absent = entry.is_some_and(|entry| matches!(entry.told, Told::Absent));
         let routes = if absent { Vec::new() } else { vec![unanswered_route(name)] };
-        Arc::new(RouteTable { name: name.clone(), routes })
+        Arc::new(RouteTable { name: name.clone(), routes, sources: Arc::new([]) })
     }
 
     fn is_complete(&self, parsed: &listener::Parsed) -> bool {

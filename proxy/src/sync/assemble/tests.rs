@@ -361,6 +361,7 @@ fn an_ejected_endpoint_that_leaves_is_not_counted_any_more() {
         service: None,
         settings: Settings { outlier: Some(settings), ..Settings::default() },
         identities: Arc::new([]),
+        sources: Arc::new([]),
         endpoints: EndpointSet::new(cluster.endpoints.load().endpoints.clone()).into_swap(),
         state: cluster.state.clone(),
     };
