@@ -169,7 +169,9 @@ impl Request {
             head.headers.insert(HOST, HeaderValue::try_from(self.host.as_str()).map_err(|_| host())?);
         }
         for (name, value) in &self.headers {
-            let (name, value) = header(name, value)?;
+            // Around a value HTTP/1 takes blanks away (RFC 9112 §5.1); HTTP/2 has them arrive.
+            let sent = if version == Version::HTTP_2 { value } else { value.trim_matches([' ', '\t']) };
+            let (name, value) = header(name, sent)?;
             head.headers.append(name, value);
         }
         Ok(Some(head))
@@ -189,8 +191,7 @@ impl Request {
 fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Invalid> {
     let wrong = || Invalid::Header(format!("{name}: {value}"));
     let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| wrong())?;
-    // Blanks around a value are not of it (RFC 9110 §5.5).
-    Ok((name, HeaderValue::try_from(value.trim_matches([' ', '\t'])).map_err(|_| wrong())?))
+    Ok((name, HeaderValue::try_from(value).map_err(|_| wrong())?))
 }
 
 impl Target {
