@@ -22,8 +22,7 @@ impl RateLimits {
         let crowded = IntCounter::new("heddle_rate_limit_crowded_total", help)?;
         registry.register(Box::new(decisions.clone()))?;
         let help = "Questions to services of RateLimitPolicies, by cluster and what came of them.";
-        let asked =
-            IntCounterVec::new(Opts::new("heddle_rate_limit_asked_total", help), &["upstream_cluster", "outcome"])?;
+        let asked = IntCounterVec::new(Opts::new("heddle_rate_limit_asked_total", help), &["cluster", "outcome"])?;
         registry.register(Box::new(crowded.clone()))?;
         registry.register(Box::new(asked.clone()))?;
         Ok(Self { allowed: decisions.with_label_values(&["allow", ""]), decisions, crowded, asked })

@@ -28,7 +28,7 @@ pub fn case(seed: u64) -> Case {
     for number in 0..generator.rng.usize(..3) {
         manifests.push(generator.authorization(&format!("policy-{number}")));
     }
-    if generator.chance(60) {
+    if generator.chance(80) {
         manifests.push(generator.limits());
     }
     manifests.append(&mut generator.faults);
@@ -173,7 +173,7 @@ impl Generator {
         if redirects {
             return rule;
         }
-        if self.chance(20) && has_one_backend(&rule) {
+        if self.chance(45) && has_one_backend(&rule) {
             rule["sessionPersistence"] = self.session();
         }
         if self.chance(20) {
@@ -518,7 +518,7 @@ impl Generator {
     /// What is too much depends on who asked before; so these are never reached, or not in force.
     fn limits(&mut self) -> Value {
         let dry_run = self.chance(50);
-        let limits: Vec<_> = (0..self.rng.usize(1..=3))
+        let limits: Vec<_> = (0..self.rng.usize(2..=4))
             .map(|_| {
                 let mut limit = self.policy_rule();
                 limit["requests"] = json!(if dry_run { 1 } else { 1_000_000 });

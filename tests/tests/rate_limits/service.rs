@@ -98,7 +98,7 @@ fn a_sidecar_and_an_envoy_count_together() {
     let page = metrics::page(&server);
     let asked = |page: &str, outcome: &str| {
         let outcome = format!("outcome=\"{outcome}\"");
-        metrics::sum(page, "heddle_rate_limit_asked_total", &["upstream_cluster=\"shop/limiter/8081\"", &outcome])
+        metrics::sum(page, "heddle_rate_limit_asked_total", &["cluster=\"shop/limiter/8081\"", &outcome])
     };
     assert!(asked(&page, "answered") > 0.0, "{page}");
     assert_eq!(asked(&page, "timeout") + asked(&page, "invalid"), 0.0, "{page}");
