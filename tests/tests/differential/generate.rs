@@ -435,16 +435,16 @@ impl Generator {
         object(OURS, "TrafficPolicy", service, spec)
     }
 
-    /// One that everybody passes, or with a policy in the way nobody.
+    /// One that everybody passes, or with a policy in the way nobody; on a busy machine too, so answers may take long.
     fn health_check(&mut self) -> Value {
         let mut check = match self.rng.u32(..3) {
             0 => json!({ "http": { "path": "/", "codes": [200, 403] } }),
             1 => json!({ "grpc": { "service": "shop.Cart" } }),
             _ => json!({ "tcp": {} }),
         };
+        check["timeout"] = json!("10s");
         if self.chance(30) {
             check["interval"] = json!("20s");
-            check["timeout"] = json!("2s");
             check["unhealthyThreshold"] = json!(2);
             check["healthyThreshold"] = json!(1);
         }
