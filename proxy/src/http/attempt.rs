@@ -16,7 +16,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use hyper::body::Incoming;
 
 use super::deadline::{self, earliest};
-use super::error::{Cause, Error, Fault, X_HEDDLE_DRAINING, X_HEDDLE_UNDELIVERED};
+use super::error::{Cause, Error, Fault, X_HEDDLE_DRAINING, X_HEDDLE_ERROR, X_HEDDLE_UNDELIVERED};
 use super::idle;
 use super::source::Source;
 use crate::balance::breaker::{self, Kind, Permit};
@@ -204,12 +204,13 @@ async fn attempt(
     let begun = Instant::now();
     let mut under_way = UnderWay::begin(worker, endpoint.id());
     let outcome = exchange(target, &endpoint, source, number, begun).await;
+    let answered = outcome.as_ref().ok().filter(|(response, _)| !is_refused_by_policy(&endpoint, response));
     // From when the request left: what a new connection cost says nothing about the next request.
-    under_way.latency = outcome.as_ref().ok().map(|(_, lease)| lease.lent.elapsed());
+    under_way.latency = answered.map(|(_, lease)| lease.lent.elapsed());
     let latency = under_way.latency;
     drop(under_way);
     let became = match &outcome {
-        Ok((response, _)) => Some(outlier::Outcome::of(response.status())),
+        Ok(_) => answered.map(|(response, _)| outlier::Outcome::of(response.status())),
         Err(failed) => {
             let failure = failed.error.cause.fault() == Fault::Upstream && failed.error.cause != Cause::Overflow;
             failure.then_some(outlier::Outcome::NoResponse)
@@ -227,6 +228,13 @@ async fn attempt(
     }
     drop(retry_permit);
     outcome
+}
+
+/// The sidecar there has refused it for a limit: neither how soon nor that it did says anything of the endpoint.
+fn is_refused_by_policy(endpoint: &Endpoint, response: &Response<Incoming>) -> bool {
+    let limits = [Cause::RateLimited, Cause::RateLimitUnavailable, Cause::ConcurrencyLimited];
+    let said = response.headers().get(X_HEDDLE_ERROR).filter(|_| endpoint.tls != EndpointTls::Plaintext);
+    said.is_some_and(|said| limits.iter().any(|cause| said == cause.name()))
 }
 
 /// How long an endpoint that takes no more asks to be left alone (RFC 9110 §10.2.3). Seconds only: clocks differ.

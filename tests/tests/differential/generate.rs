@@ -578,6 +578,8 @@ impl Generator {
 
     fn asks(&mut self, manifests: &[Value]) -> Vec<Ask> {
         let mut asks = Vec::new();
+        // Sessions leave who is not well, which may be so for some seconds because of the case before.
+        let sessions = !manifests.iter().any(|manifest| manifest["spec"]["healthCheck"].is_object());
         for route in manifests.iter().filter(|manifest| manifest["spec"]["parentRefs"].is_array()) {
             let by = if route["kind"] == "GRPCRoute" { By::Grpc } else { By::Http };
             let parent = route["spec"]["parentRefs"][0]["name"].as_str().unwrap();
@@ -591,7 +593,9 @@ impl Generator {
                     asks.push(Ask { times, ..self.matching(by, parent, &given) });
                     if let Some(field) = session_field(rule).filter(|_| by == By::Http && !weighted) {
                         let asked = self.matching(by, parent, &given);
-                        asks.push(Ask { times: 12, session: Some(field), ..asked });
+                        if sessions {
+                            asks.push(Ask { times: 12, session: Some(field), ..asked });
+                        }
                     }
                     if rule.to_string().contains("\"CORS\"") {
                         let asked = self.matching(by, parent, &given);

@@ -87,6 +87,8 @@ fn an_application_gets_no_more_at_once_than_leaves_it_its_latency() {
     most.store(0, Ordering::Relaxed);
     let seen = crowd(&anna, || of("heddle_requests_total", &["cause=\"concurrency_limited\""]) > 20.0);
     assert!(seen.contains(&200), "{seen:?}");
+    let ejections = metrics::sum(&metrics::page(&anna), "heddle_outlier_ejections_total", &[]);
+    assert_eq!(ejections, 0.0, "that it refuses some says nothing of the endpoint");
     assert_eq!(most.load(Ordering::Relaxed), 1, "over all workers");
 
     concurrency("concurrency: { minimum: 1, maximum: 2 }, dryRun: true");
